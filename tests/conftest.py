@@ -1,0 +1,29 @@
+"""What every test needs: one thread, scripts/ on the path, and marks that wait to be asked for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+torch.set_num_threads(1)
+
+ON_REQUEST = ("more", "soak")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`more` and `soak` wait until -m or the path names them; `gpu` needs a device."""
+    asked = config.getoption("markexpr")
+    named = any("::" in str(argument) for argument in config.args)
+    waiting = [mark for mark in ON_REQUEST if mark not in asked and not named]
+    dropped = [item for item in items if any(item.get_closest_marker(m) for m in waiting)]
+    if dropped:
+        items[:] = [item for item in items if item not in dropped]
+        config.hook.pytest_deselected(items=dropped)
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
