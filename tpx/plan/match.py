@@ -1,0 +1,78 @@
+"""Which rule each parameter has: exactly one, and every rule has a parameter that it fits."""
+
+from __future__ import annotations
+
+from ..errors import PlanError, did_you_mean, or_list
+from ..families.layout import Layout
+from .patterns import Pattern, expand, first_stray, generalised
+from .styles import cut_by, fitting
+from .types import Plan, Rule
+
+
+def at(plan: Plan, *rules: Rule) -> str:
+    """`plan `x`, line 3` or `plan `x`, lines 3 and 7`, to start a message with."""
+    lines = sorted({rule.line for rule in rules if rule.line})
+    if not lines:
+        return f"plan `{plan.path}`"
+    return f"plan `{plan.path}`, line{'s' * (len(lines) > 1)} {' and '.join(map(str, lines))}"
+
+
+def match_rules(plan: Plan, layout: Layout) -> dict[str, Rule]:
+    """The rule of each parameter, in the layout's order. Raises PlanError."""
+    found: dict[str, Rule] = {}
+    for rule in plan.rules:
+        for name in _matched(plan, rule, layout):
+            if name in found:
+                raise _two_rules(plan, name, found[name], rule)
+            found[name] = rule
+    for name in layout.parameters:
+        if name not in found:
+            raise _no_rule(plan, name, layout, found)
+    for name in layout.parameters:
+        _check_style(plan, name, found[name], layout)
+    return {name: found[name] for name in layout.parameters}
+
+
+def _matched(plan: Plan, rule: Rule, layout: Layout) -> list[str]:
+    """The parameters of a rule, each once. Every alternative of the pattern must match one."""
+    found: dict[str, None] = {}
+    for text in expand(rule.pattern):
+        pattern = Pattern(text)
+        matched = [name for name in layout.parameters if pattern.matches(name)]
+        if not matched:
+            kept, stray, choices = first_stray(text, layout.parameters)
+            inside = f"`{kept}` has no `{stray}`" if kept else f"there is no `{stray}`"
+            raise PlanError(
+                f"{at(plan, rule)}: `{rule.pattern}` matches nothing: {inside}",
+                did_you_mean(stray, choices) if choices else f"nothing lies under `{kept}`",
+            )
+        found |= dict.fromkeys(matched)
+    return list(found)
+
+
+def _two_rules(plan: Plan, name: str, first: Rule, second: Rule) -> PlanError:
+    return PlanError(
+        f"{at(plan, first, second)}: both `{first.pattern}` and `{second.pattern}` match `{name}`",
+        "change one of them: exactly one rule may match a parameter, and order has no meaning",
+    )
+
+
+def _no_rule(plan: Plan, name: str, layout: Layout, found: dict[str, Rule]) -> PlanError:
+    """Names all layers at once where none of them has a rule."""
+    alike = [other for other in layout.parameters if generalised(other) == generalised(name)]
+    shown = name if any(other in found for other in alike) else generalised(name)
+    styles = fitting(layout.parameters[name], layout)
+    return PlanError(
+        f"plan `{plan.path}` has no rule for `{shown}`",
+        f"add a line `{shown}: STYLE` with style {or_list(styles)}",
+    )
+
+
+def _check_style(plan: Plan, name: str, rule: Rule, layout: Layout) -> None:
+    parameter = layout.parameters[name]
+    if rule.style != "replicate" and not cut_by(rule.style, parameter, layout):
+        styles = fitting(parameter, layout)
+        raise PlanError(
+            f"{at(plan, rule)}: style `{rule.style}` does not fit `{name}`",
+            f"use {or_list(styles)}",
+        )
