@@ -1,0 +1,231 @@
+"""How tokens reach their experts and come back: Local, Replicated, Gather, AllToAll.
+
+Each has dispatch(h_TD, routing, longest) -> Dispatched, and combine(y_RD, routing, back) -> out_TD
+with the sum of every token's K experts, weighted. They know groups and who owns an expert; not what
+an expert computes. Sums have a fixed order. Gradients flow, and every rank of a tp group gets the
+whole one for h_TD and for the weights.
+
+T tokens here, D hidden, K top-k, N = T*K pairs (token, k), E experts, e experts of this rank,
+R rows of x_RD, S tokens of this rank's slice.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..comm import Group, Groups
+from ..ops.route import Routing
+from ..split import split
+
+
+class Dispatched(NamedTuple):
+    """x_RD: rows sorted by local expert, then those of experts elsewhere. counts_e: int64, rows of
+    each local expert. back: what combine needs."""
+
+    x_RD: Tensor
+    counts_e: Tensor
+    back: Any
+
+
+class Dispatch(Protocol):
+    def dispatch(self, h_TD: Tensor, routing: Routing, longest: int) -> Dispatched: ...
+
+    def combine(self, y_RD: Tensor, routing: Routing, back: Any) -> Tensor: ...
+
+
+class Placement(NamedTuple):
+    """Where experts lie. Entry E of both tensors, int64 [E + 1], stands for padding: on no rank.
+
+    owner_E: the place on the ep axis. local_E: the slot on this rank, num_local if elsewhere.
+    """
+
+    owner_E: Tensor
+    local_E: Tensor
+    num_local: int
+
+
+def place(owner_E: tuple[int, ...], slot_E: tuple[int, ...], groups: Groups) -> Placement:
+    """Looks experts up as RankPlan names them, on the groups' device."""
+    here, num_local = groups["ep"].rank, owner_E.count(groups["ep"].rank)
+    pairs = zip(owner_E, slot_E, strict=True)
+    local = [slot if owner == here else num_local for owner, slot in pairs]
+    owners = torch.tensor([*owner_E, -1], device=groups.device)
+    return Placement(owners, torch.tensor([*local, num_local], device=groups.device), num_local)
+
+
+class Local:
+    """The expert group is one rank."""
+
+    def __init__(self, placement: Placement, groups: Groups):
+        assert groups["expert"].size == 1, f"{groups['expert'].ranks=}"
+        self.placement = placement
+
+    def dispatch(self, h_TD: Tensor, routing: Routing, longest: int) -> Dispatched:
+        order_N, counts_e = sort_by_expert(routing.expert_ids_TK, self.placement)
+        back = inverse(order_N).view_as(routing.expert_ids_TK)
+        return Dispatched(h_TD[order_N // back.shape[1]], counts_e, back)
+
+    def combine(self, y_RD: Tensor, routing: Routing, back: Tensor) -> Tensor:
+        return weighted_sum(y_RD, back, routing.weights_TK)
+
+
+class Replicated:
+    """The expert group lies inside a tp group, so its ranks see the same tokens.
+
+    Each computes its own experts' part, and one all-reduce adds them. Shapes depend on T alone.
+    """
+
+    def __init__(self, placement: Placement, groups: Groups):
+        self.placement, self.expert = placement, groups["expert"]
+        assert set(self.expert.ranks) <= set(groups["tp"].ranks), f"{self.expert.ranks=}"
+
+    def dispatch(self, h_TD: Tensor, routing: Routing, longest: int) -> Dispatched:
+        order_N, counts_e = sort_by_expert(routing.expert_ids_TK, self.placement)
+        back = inverse(order_N).view_as(routing.expert_ids_TK)
+        h_TD = self.expert.copy(h_TD, "moe.inputs")
+        return Dispatched(h_TD[order_N // back.shape[1]], counts_e, back)
+
+    def combine(self, y_RD: Tensor, routing: Routing, back: Tensor) -> Tensor:
+        weights_TK = self.expert.copy(routing.weights_TK, "moe.routing")
+        return self.expert.all_reduce(weighted_sum(y_RD, back, weights_TK), "moe.combine")
+
+
+class Gather:
+    """The expert group is made of whole tp groups, which see different tokens.
+
+    All tokens go to all ranks, `longest` rows from each; then as Replicated, but each tp group gets
+    its own rows of the sum. Shapes depend on `longest` and T alone.
+    """
+
+    class Back(NamedTuple):
+        position_NK: Tensor
+        weights_NK: Tensor
+        tokens: int
+
+    def __init__(self, placement: Placement, groups: Groups):
+        self.placement, self.gather, self.tp = placement, groups["gather"], groups["tp"]
+        assert set(self.tp.ranks) <= set(groups["expert"].ranks), f"{groups['expert'].ranks=}"
+
+    def dispatch(self, h_TD: Tensor, routing: Routing, longest: int) -> Dispatched:
+        tokens, nobody = h_TD.shape[0], len(self.placement.local_E) - 1
+        assert tokens <= longest, f"{tokens=} {longest=}"
+        rows = (0, 0, 0, longest - tokens)
+        h_TD = pad(self.tp.copy(h_TD, "moe.inputs"), rows)
+        ids_TK = pad(routing.expert_ids_TK, rows, value=nobody)
+        weights_TK = pad(self.tp.copy(routing.weights_TK, "moe.routing"), rows)
+        h_ND = self.gather.all_gather(h_TD, "moe.gather_tokens")
+        ids_NK = self.gather.all_gather(ids_TK, "moe.gather_ids")
+        weights_NK = self.gather.all_gather(weights_TK, "moe.gather_weights")
+        order, counts_e = sort_by_expert(ids_NK, self.placement)
+        back = self.Back(inverse(order).view_as(ids_NK), weights_NK, tokens)
+        return Dispatched(h_ND[order // ids_NK.shape[1]], counts_e, back)
+
+    def combine(self, y_RD: Tensor, routing: Routing, back: Back) -> Tensor:
+        part_ND = weighted_sum(y_RD, back.position_NK, back.weights_NK)
+        part_TD = self.gather.reduce_scatter(part_ND, "moe.scatter")[: back.tokens]
+        return self.tp.all_reduce(part_TD, "moe.reduce")
+
+
+class AllToAll:
+    """Each rank sends its tokens to the ranks of their experts, once a rank, and gets one row back.
+
+    The ranks of a tp group hold the same tokens, so they first take a slice each, one an etp group:
+    the ranks of an etp group take the same one and send it alike, each to those who hold its piece
+    of every expert. Where a row arrives it is copied to its experts there; their outputs are
+    weighted, added, and added over the etp group; that sum goes back. The source adds what its
+    ranks sent, and the tp group gathers its slices. Ranks without a token take part.
+    """
+
+    class Back(NamedTuple):
+        position_PK: (
+            Tensor  # where, among the outputs, an arrived row's experts are; P rows arrived
+        )
+        weights_PK: Tensor  # 0 for experts that are elsewhere
+        sent: list[int]  # rows to each rank of the ep group
+        arrived: list[int]  # rows from each
+        returns_SK: Tensor  # where, among the rows that come back, the sum with pair (s, k) is
+        first_SK: Tensor  # whether k is the first of s that goes to that rank: it counts once
+        slices: list[int]  # tokens of each slice
+
+    def __init__(self, placement: Placement, groups: Groups):
+        self.placement, self.tp, self.slice = placement, groups["tp"], groups["slice"]
+        self.ep, self.etp = groups["ep"], groups["etp"]
+
+    def dispatch(self, h_TD: Tensor, routing: Routing, longest: int) -> Dispatched:
+        slices = split(h_TD.shape[0], self.slice.size)
+        mine = slice(*slices[self.slice.rank])
+        h_SD = self.tp.copy(h_TD, "moe.inputs")[mine]
+        weights_SK = self.tp.copy(routing.weights_TK, "moe.routing")[mine]
+        ids_SK = routing.expert_ids_TK[mine]
+
+        order_N, send, returns_SK, first_SK = self.address(ids_SK)
+        sent, arrived = exchange_counts(send, self.ep)
+        token_M = order_N[: sum(sent)] // ids_SK.shape[1]
+        x_PD = self.ep.all_to_all(h_SD[token_M], sent, arrived, "moe.tokens")
+        ids_PK = self.ep.all_to_all(ids_SK[token_M], sent, arrived, "moe.ids")
+        weights_PK = self.ep.all_to_all(weights_SK[token_M], sent, arrived, "moe.weights")
+
+        order, counts_e = sort_by_expert(ids_PK, self.placement)
+        here_PK = self.placement.local_E[ids_PK] < self.placement.num_local
+        position_PK = inverse(order).view_as(ids_PK)  # the first ones are of experts that are here
+        # An expert elsewhere weighs 0; it points to a row of its own token, never another's.
+        position_PK = position_PK.where(here_PK, position_PK.amin(1, keepdim=True))
+        pairs_R = order[: int(here_PK.sum())]
+        lengths = [stop - start for start, stop in slices]
+        weights_PK = weights_PK * here_PK
+        back = self.Back(position_PK, weights_PK, sent, arrived, returns_SK, first_SK, lengths)
+        return Dispatched(x_PD[pairs_R // ids_PK.shape[1]], counts_e, back)
+
+    def combine(self, y_RD: Tensor, routing: Routing, back: Back) -> Tensor:
+        sum_PD = weighted_sum(y_RD, back.position_PK, back.weights_PK)
+        sum_PD = self.etp.all_reduce(sum_PD, "moe.etp")
+        sum_MD = self.ep.all_to_all(sum_PD, back.arrived, back.sent, "moe.return")
+        out_SD = weighted_sum(sum_MD, back.returns_SK, back.first_SK.to(sum_MD.dtype))
+        return self.slice.all_gather(out_SD, "moe.slices", back.slices, alike=True)
+
+    def address(self, ids_SK: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pairs s*K + k, those that are sent first, by destination and token; how many go to each
+        rank of the ep group; and returns_SK and first_SK as in Back."""
+        owner_SK = self.placement.owner_E[ids_SK]
+        earlier_KK = torch.ones(2 * owner_SK.shape[1:], device=ids_SK.device).tril(-1).bool()
+        same_SKK = owner_SK.unsqueeze(2) == owner_SK.unsqueeze(1)
+        first_SK = ~(same_SKK & earlier_KK).any(2)
+        # Pairs that are not the first of their destination sort behind all others.
+        key_N = owner_SK.where(first_SK, self.ep.size).flatten()
+        order_N = key_N.argsort(stable=True)
+        count = key_N.new_zeros(self.ep.size + 1).scatter_add_(0, key_N, torch.ones_like(key_N))
+        returns_SK = inverse(order_N).view_as(ids_SK)
+        returns_SK = returns_SK.where(first_SK, returns_SK[:, :1])
+        return order_N, count[: self.ep.size], returns_SK, first_SK
+
+
+def exchange_counts(send: Tensor, ep: Group) -> tuple[list[int], list[int]]:
+    """Rows sent to and arriving from each rank of the group, on the host."""
+    each = [1] * ep.size
+    arrived = ep.all_to_all(send, each, each, "moe.counts")
+    sent, came = torch.stack([send, arrived]).tolist()
+    return sent, came
+
+
+def sort_by_expert(ids_TK: Tensor, placement: Placement) -> tuple[Tensor, Tensor]:
+    """order_N: pairs t*K + k by local expert, in the tokens' order, those elsewhere last. counts_e:
+    pairs of each local expert."""
+    local_N = placement.local_E[ids_TK.flatten()]
+    count = local_N.new_zeros(placement.num_local + 1)
+    count.scatter_add_(0, local_N, torch.ones_like(local_N))  # bincount would wait for the device
+    return local_N.argsort(stable=True), count[: placement.num_local]
+
+
+def inverse(order_N: Tensor) -> Tensor:
+    """Where each of 0 to N - 1 stands in the permutation order_N."""
+    places = torch.arange(len(order_N), device=order_N.device)
+    return torch.empty_like(order_N).scatter_(0, order_N, places)
+
+
+def weighted_sum(y_RD: Tensor, position_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    """out_TD: row t is the sum over k of weights_TK[t, k] * y_RD[position_TK[t, k]]."""
+    return torch.bmm(weights_TK.unsqueeze(1), y_RD[position_TK]).squeeze(1)
