@@ -1,0 +1,123 @@
+"""The arguments of LLM, checked: its own, and the words that people bring from other libraries.
+
+Knows no tensor.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from .agree import Said, digest
+from .errors import RequestError, did_you_mean
+from .plan.prepare import Prepared, prepare
+from .version import __version__
+from .worker import setting
+
+WORDS = ("tp_plan", "dtype", "device", "revision")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+PLACEMENT = 'a plan says what each rank holds: `tp_plan="auto"`, or a plan\'s name or path'
+RANKS = "start one process a GPU: `tpx launch --nproc N SCRIPT`, and name the cut in `tp_plan`"
+STORED = "weights stay as the checkpoint stores them (MXFP4 or bfloat16); leave it out"
+FOREIGN = {
+    "device_map": PLACEMENT,
+    "max_memory": f"{PLACEMENT}; `limits: {{memory: ...}}` in a plan bounds a rank",
+    "offload_folder": PLACEMENT,
+    "distributed_config": PLACEMENT,
+    "device_mesh": PLACEMENT,
+    "tp_size": RANKS,
+    "tensor_parallel_size": RANKS,
+    "data_parallel_size": RANKS,
+    "pipeline_parallel_size": RANKS,
+    "enable_expert_parallel": RANKS,
+    "torch_dtype": "write `dtype`",
+    "load_in_4bit": STORED,
+    "load_in_8bit": STORED,
+    "quantization": STORED,
+    "quantization_config": STORED,
+    "attn_implementation": "there is one attention for each device; leave it out",
+    "trust_remote_code": "no code of a checkpoint is run; leave it out",
+    "low_cpu_mem_usage": "each rank reads its own shards only; leave it out",
+    "gpu_memory_utilization": "the cache is sized from what the prompts need; leave it out",
+    "max_model_len": "the model's own positions hold; bound a request with `max_tokens`",
+    "tokenizer": "the checkpoint's own `tokenizer.json` is used; leave it out",
+    "token": "log in with `hf auth login`, or set HF_TOKEN",
+    "cache_dir": "set HF_HUB_CACHE",
+    "local_files_only": "set HF_HUB_OFFLINE=1",
+    "model": "give the folder or Hub id first: `tpx.LLM(PATH_OR_HUB_ID)`",
+}
+
+
+class Arguments(NamedTuple):
+    """As they were given; None where they were left out."""
+
+    model: object
+    tp_plan: object
+    dtype: object
+    revision: object
+
+
+def prepare_arguments(given: Arguments, world: int) -> tuple[tuple[Prepared, str], dict[str, Said]]:
+    """The checkpoint and plan, and the name of the dtype; and what all ranks must have alike.
+
+    Raises RequestError, PlanError and CheckpointError.
+    """
+    revision = check_text("revision", given.revision)
+    dtype = check_dtype(given.dtype)
+    model = check_model(setting(given.model, "TPX_MODEL"))
+    tp_plan = check_plan(setting(given.tp_plan, "TPX_TP_PLAN", "auto"))
+    prepared = prepare(model, tp_plan, world, revision)
+    dtype = prepared.spec.dtype if dtype == "auto" else dtype
+    files = [prepared.index.header_digest, prepared.config, prepared.generation_config]
+    said = {
+        "versions of tpx": Said(__version__, __version__),
+        "checkpoints": Said(digest(files), str(prepared.folder)),
+        "plans": Said(digest(prepared.text), prepared.plan.path),
+        "dtypes": Said(dtype, dtype),
+    }
+    return (prepared, dtype), said
+
+
+def refuse_unknown(unknown: Iterable[str]) -> None:
+    for word in unknown:
+        hint = FOREIGN.get(word) or did_you_mean(word, WORDS)
+        raise RequestError(f"`LLM` knows no `{word}`", hint)
+
+
+def check_model(model: object) -> str:
+    """A folder or Hub id."""
+    if model is None:
+        raise RequestError("no model is named", "write `tpx.LLM(PATH_OR_HUB_ID)`, or set TPX_MODEL")
+    if not isinstance(model, str | os.PathLike) or not str(model):
+        raise RequestError(
+            f"the model is `{model!r}`, not a folder or a Hub id",
+            "write `tpx.LLM(PATH_OR_HUB_ID)`",
+        )
+    return str(model)
+
+
+def check_plan(tp_plan: object) -> str | dict[str, Any]:
+    if isinstance(tp_plan, Mapping):
+        return dict(tp_plan)
+    if isinstance(tp_plan, str | os.PathLike) and str(tp_plan):
+        return str(tp_plan)
+    raise RequestError(
+        f"`tp_plan` is `{tp_plan!r}`",
+        "give \"auto\", a path, a shipped plan's name, or a dict in Hugging Face's form",
+    )
+
+
+def check_dtype(dtype: object) -> str:
+    """One of DTYPES; torch's own dtypes are taken too. None is "auto": the checkpoint's."""
+    name = "auto" if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise RequestError(f"`dtype` is `{dtype}`", did_you_mean(name, DTYPES))
+    return name
+
+
+def check_text(name: str, value: object) -> str | None:
+    """revision and device: text, or left out."""
+    if value is not None and not isinstance(value, str):
+        raise RequestError(f"`{name}` is `{value!r}`, not text", f'write `{name}="..."`')
+    return value

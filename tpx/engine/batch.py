@@ -1,0 +1,93 @@
+"""Turns the scheduler's chunks into the tensors of a forward pass and of a draw."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+
+from ..batch import Batch
+from ..ops.sample import uniform
+from .blocks import GONE, PAGE
+from .scheduler import Chunk
+
+
+class Draws(NamedTuple):
+    """What `ops.sample` takes, a row for each chunk that draws."""
+
+    temperature_B: torch.Tensor
+    top_k_B: torch.Tensor
+    top_p_B: torch.Tensor
+    u_B: torch.Tensor
+
+
+def make_batch(chunks: list[Chunk], longest: int, decode: bool, device: torch.device) -> Batch:
+    """Chunks one after another, in order; [] gives a batch of no token.
+
+    longest, decode: as all ranks agreed, see Batch. logits_at: the last row of a chunk that draws,
+    every row of a request that keeps all logits.
+    """
+
+    def integers(values: list[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    positions = [position for chunk in chunks for position in range(chunk.start, chunk.stop)]
+    starts = [0, *accumulate(chunk.size for chunk in chunks)]
+    full = [chunk.request.full for chunk in chunks]
+    sliding = [chunk.request.sliding for chunk in chunks]
+    return Batch(
+        ids_T=integers([t for c in chunks for t in c.request.tokens(c.start, c.stop)]),
+        positions_T=integers(positions),
+        starts_B=integers(starts, torch.int32),
+        lengths_B=integers([chunk.stop for chunk in chunks], torch.int32),
+        slots_T=(integers(slots(chunks, full)), integers(slots(chunks, sliding))),
+        tables_BN=(table(chunks, full, device), table(chunks, sliding, device)),
+        logits_at=integers(wanted(chunks)),
+        longest=longest,
+        decode=decode,
+    )
+
+
+def slots(chunks: list[Chunk], pages: list[list[int]]) -> list[int]:
+    return [
+        owned[position // PAGE] * PAGE + position % PAGE
+        for chunk, owned in zip(chunks, pages, strict=True)
+        for position in range(chunk.start, chunk.stop)
+    ]
+
+
+def table(chunks: list[Chunk], pages: list[list[int]], device: torch.device) -> torch.Tensor:
+    """int32 [B, N]; a request's own pages, cut or filled up to those of the longest sequence."""
+    width = max((-(-chunk.stop // PAGE) for chunk in chunks), default=0)
+    rows = [(owned + [GONE] * width)[:width] for owned in pages]
+    return torch.tensor(rows, dtype=torch.int32, device=device).reshape(len(rows), width)
+
+
+def wanted(chunks: list[Chunk]) -> list[int]:
+    """The rows whose logits are used."""
+    rows: list[int] = []
+    row = 0
+    for chunk in chunks:
+        if chunk.request.all_logits:
+            rows += range(row, row + chunk.size)
+        elif chunk.draws:
+            rows.append(row + chunk.size - 1)
+        row += chunk.size
+    return rows
+
+
+def make_draws(drawing: list[Chunk], device: torch.device) -> Draws:
+    """The position of a draw is that of the token it yields."""
+    requests = [chunk.request for chunk in drawing]
+    draws = [0.0 if r.temperature == 0 else uniform(r.seed, r.length) for r in requests]
+
+    def reals(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=device)
+
+    return Draws(
+        reals([request.temperature for request in requests]),
+        torch.tensor([request.top_k for request in requests], dtype=torch.int64, device=device),
+        reals([request.top_p for request in requests]),
+        reals(draws),
+    )

@@ -1,0 +1,108 @@
+"""What a caller asks for, checked before any work: prompts as token ids, SamplingParams a prompt.
+
+Every mistake is a RequestError with the numbers. Knows no rank and no tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from .errors import RequestError
+from .params import SamplingParams, is_whole
+
+Prompt = str | Sequence[int]
+IDS_HINT = "a prompt is text or a list of token ids: `[[1, 2, 3]]` is one prompt of three tokens"
+
+
+class Encoder(Protocol):
+    def encode(self, text: str) -> list[int]: ...
+
+
+class Model(NamedTuple):
+    """What prompts are checked against. positions: tokens that a sequence can have."""
+
+    folder: Path
+    tokenizer: Encoder | None
+    vocab_size: int
+    positions: int
+
+
+def check_prompts(prompts: Sequence[Prompt], model: Model) -> list[tuple[int, ...]]:
+    """The token ids of each prompt. Raises RequestError."""
+    if isinstance(prompts, str):
+        raise RequestError("`prompts` is one text, not a list of prompts", "write `[text]`")
+    if not isinstance(prompts, Sequence):
+        raise RequestError(
+            f"`prompts` is a `{type(prompts).__name__}`, not a list of prompts", IDS_HINT
+        )
+    if not prompts:
+        raise RequestError("`prompts` is empty", "give at least one prompt")
+    return [check_prompt(prompt, number, model) for number, prompt in enumerate(prompts)]
+
+
+def check_prompt(prompt: Prompt, number: int, model: Model) -> tuple[int, ...]:
+    ids = to_ids(prompt, number, model)
+    if not ids:
+        raise RequestError(f"prompt `{number}` is empty", "give it at least one token")
+    for place, token in enumerate(ids):
+        if not 0 <= token < model.vocab_size:
+            raise RequestError(
+                f"prompt `{number}` has token id `{token}` at place `{place}`, outside the "
+                f"vocabulary of `{model.vocab_size}`",
+                f"ids go from 0 to {model.vocab_size - 1}",
+            )
+    if len(ids) > model.positions:
+        raise RequestError(
+            f"prompt `{number}` has `{len(ids)}` tokens, and the model has `{model.positions}` "
+            "positions",
+            f"shorten it by {len(ids) - model.positions} or more tokens",
+        )
+    return ids
+
+
+def to_ids(prompt: Prompt, number: int, model: Model) -> tuple[int, ...]:
+    if isinstance(prompt, str):
+        if model.tokenizer is None:
+            raise no_tokenizer(f"prompt `{number}`", model.folder)
+        return tuple(model.tokenizer.encode(prompt))
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        kind = type(prompt).__name__
+        hint = "write `tensor.tolist()`" if hasattr(prompt, "tolist") else IDS_HINT
+        raise RequestError(f"prompt `{number}` is a `{kind}`, not text or token ids", hint)
+    for place, token in enumerate(prompt):
+        if not is_whole(token):
+            raise RequestError(
+                f"prompt `{number}` has `{token!r}` at place `{place}`, which is no token id",
+                IDS_HINT,
+            )
+    return tuple(int(token) for token in prompt)
+
+
+def no_tokenizer(what: str, folder: Path) -> RequestError:
+    return RequestError(
+        f"{what} is text, and `{folder}` has no `tokenizer.json`",
+        "give prompts as lists of token ids, which need no tokenizer",
+    )
+
+
+def check_params(
+    params: SamplingParams | Sequence[SamplingParams] | None, count: int, model: Model
+) -> list[SamplingParams]:
+    """One for each of `count` prompts; None stands for SamplingParams(). Raises RequestError."""
+    listed = params if isinstance(params, list | tuple) else [params or SamplingParams()] * count
+    for one in listed:
+        if not isinstance(one, SamplingParams):
+            raise RequestError(
+                f"`params` is a `{type(one).__name__}`, not SamplingParams",
+                "write `tpx.SamplingParams(temperature=0.7, max_tokens=64)`",
+            )
+        if one.stop and model.tokenizer is None:
+            raise no_tokenizer("`stop`", model.folder)
+    if len(listed) != count:
+        raise RequestError(
+            f"there are `{count}` prompts and `{len(listed)}` SamplingParams",
+            "give one SamplingParams for all prompts, or one for each",
+        )
+    return list(listed)
