@@ -1,0 +1,144 @@
+"""Records of progress, and the one bar or line that they make."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+
+from rich.console import Console
+
+from tpx.launch.progress import (
+    State,
+    Writer,
+    announce,
+    draw,
+    draw_next,
+    draw_once,
+    is_done,
+    launcher_draws,
+    read_all,
+    sum_up,
+    summary,
+    wait_until_erased,
+)  # fmt: skip
+
+
+def screen(terminal: bool) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=80, legacy_windows=False)
+
+
+def shown(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def write(folder, rank: int, done: int, total: int) -> Writer:
+    writer = Writer(folder / str(rank))
+    writer.update("load", done, total)
+    return writer
+
+
+def test_the_latest_record_counts(tmp_path):
+    writer = write(tmp_path, 1, 123456, 10**9)
+    write(tmp_path, 0, 1, 2)
+    writer.update("load", 7, 10**9)
+    assert [state[:4] for state in read_all(tmp_path)] == [(0, "load", 1, 2), (1, "load", 7, 10**9)]
+    assert all(len(path.read_bytes()) == 128 for path in tmp_path.iterdir())
+
+
+def test_a_rank_that_has_written_nothing_has_no_state(tmp_path):
+    Writer(tmp_path / "0")
+    (tmp_path / "1").write_text('["load", 1')
+    (tmp_path / "2").write_text(json.dumps(["load", 1]))
+    (tmp_path / "drawing").touch()
+    assert read_all(tmp_path) == []
+    assert read_all(tmp_path / "missing") == []
+
+
+def test_work_is_done_when_all_ranks_are():
+    done, half = State(0, "load", 5, 5, 1.0), State(1, "load", 2, 5, 1.0)
+    assert not is_done([done], 2)
+    assert not is_done([done, half], 2)
+    assert is_done([done, done], 2)
+    assert is_done([State(0, "load", 0, 0, 0.0)], 1)
+
+
+def test_ranks_that_have_not_begun_count_like_the_others():
+    assert sum_up([State(0, "load", 2, 10, 0.0)], 4) == (2, 40)
+    assert sum_up([], 4) == (0, 0)
+
+
+def test_the_summary_is_of_the_slowest_rank():
+    states = [State(0, "load", 10**6, 10**6, 0.5), State(1, "load", 10**6, 10**6, 1.25)]
+    assert summary(states) == "load: 2.0 MB on 2 ranks in 1.2 s"
+    assert summary(states[:1]) == "load: 1.0 MB on 1 rank in 0.5 s"
+
+
+def test_without_a_terminal_there_is_one_line_each_time(tmp_path):
+    console, end = screen(terminal=False), threading.Event()
+    announce(tmp_path)
+    thread = threading.Thread(target=draw, args=(tmp_path, 2, end, console))
+    thread.start()
+    for _ in range(2):
+        writers = [write(tmp_path, rank, 0, 1000) for rank in range(2)]
+        seen = shown(console)
+        for writer in writers:
+            writer.update("load", 500, 1000)
+            writer.update("load", 1000, 1000)
+        while shown(console) == seen:
+            assert thread.is_alive()
+    end.set()
+    thread.join()
+    lines = shown(console).splitlines()
+    assert [line.partition(" in ")[0] for line in lines] == ["load: 0.0 MB on 2 ranks"] * 2
+
+
+def test_on_a_terminal_there_is_a_bar_that_goes_away(tmp_path):
+    console, end = screen(terminal=True), threading.Event()
+    announce(tmp_path)
+    writer = write(tmp_path, 0, 0, 2_000_000)
+    thread = threading.Thread(target=draw_next, args=(tmp_path, 1, end, console))
+    thread.start()
+    writer.update("load", 1_000_000, 2_000_000)
+    while "1.0/2.0 MB" not in shown(console):
+        assert thread.is_alive()
+    assert (tmp_path / "drawing").exists()
+    writer.update("load", 2_000_000, 2_000_000)
+    wait_until_erased(tmp_path)
+    thread.join()
+    assert not (tmp_path / "drawing").exists()
+    assert "\x1b[2K" in shown(console)[-20:]  # the line is erased
+    assert " ranks in " not in shown(console)
+
+
+def test_records_are_removed_once_they_are_drawn(tmp_path, capsys):
+    folder = tmp_path / "job"
+    write(folder, 0, 5_000_000, 5_000_000)
+    draw_once(folder, 1)
+    assert capsys.readouterr().err.startswith("load: 5.0 MB on 1 rank in ")
+    assert not folder.exists()
+
+
+def test_drawing_ends_with_the_job_whatever_the_ranks_have_done(tmp_path):
+    console, end = screen(terminal=True), threading.Event()
+    write(tmp_path, 0, 1, 2)
+    thread = threading.Thread(target=draw, args=(tmp_path, 1, end, console))
+    thread.start()
+    end.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_waiting_for_a_bar_has_an_end(tmp_path):
+    (tmp_path / "drawing").touch()
+    wait_until_erased(tmp_path, limit=0.02)
+
+
+def test_the_launcher_draws_for_its_own_ranks(tmp_path):
+    assert not launcher_draws(tmp_path)
+    announce(tmp_path)
+    assert not launcher_draws(tmp_path)  # this process announced itself: it is no rank of its own
+    (tmp_path / "drawer").write_text(str(os.getppid()))
+    assert launcher_draws(tmp_path)

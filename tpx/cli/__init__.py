@@ -1,0 +1,1 @@
+"""The command line: `tpx launch`, `tpx plan`. Needs no torch."""

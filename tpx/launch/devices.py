@@ -1,0 +1,88 @@
+"""How many GPUs a process would see, without torch and without a CUDA context.
+
+Asks NVML, the library under nvidia-smi; where it is missing, the kernel driver's own list.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+NVML = "libnvidia-ml.so.1"
+DRIVER_LIST = Path("/proc/driver/nvidia/gpus")
+
+
+def count_gpus(environ: Mapping[str, str] | None = None) -> int:
+    """GPUs that CUDA would see; CUDA_VISIBLE_DEVICES counts, empty as well as UUIDs."""
+    environ = os.environ if environ is None else environ
+    listed = environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None and not listed.strip():
+        return 0
+    uuids = nvml_uuids()
+    if uuids is None:
+        uuids = [""] * driver_count()
+    return len(uuids) if listed is None else count_visible(listed, uuids)
+
+
+def count_visible(listed: str, uuids: list[str]) -> int:
+    """Entries of CUDA_VISIBLE_DEVICES that name a device. CUDA stops at the first that does not,
+    and sees none at all where one is named twice (CUDA C++ programming guide, environment
+    variables). MIG devices are taken as they are, since only CUDA can tell."""
+    seen: list[str | int] = []
+    for entry in (part.strip() for part in listed.split(",")):
+        device = find_device(entry, uuids)
+        if device is None:
+            break
+        if device in seen:
+            return 0
+        seen.append(device)
+    return len(seen)
+
+
+def find_device(entry: str, uuids: list[str]) -> str | int | None:
+    """An index, or a MIG device's name; None: there is no such device."""
+    if entry.isdecimal():
+        return int(entry) if int(entry) < len(uuids) else None
+    if entry.startswith("MIG-"):
+        return entry if uuids else None
+    if not entry.startswith("GPU-"):
+        return None
+    found = [i for i, uuid in enumerate(uuids) if uuid.startswith(entry)]
+    return found[0] if len(found) == 1 else None
+
+
+def nvml_uuids() -> list[str] | None:
+    """The UUID of each GPU; None where NVML cannot be used."""
+    try:
+        nvml: Any = ctypes.CDLL(NVML)
+    except OSError:
+        return None
+    if nvml.nvmlInit_v2() != 0:
+        return None
+    try:
+        count = ctypes.c_uint()
+        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+            return None
+        return [nvml_uuid(nvml, i) for i in range(count.value)]
+    finally:
+        nvml.nvmlShutdown()
+
+
+def nvml_uuid(nvml: Any, i: int) -> str:
+    """`GPU-...`, or "" where the driver does not say."""
+    device, text = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+    if nvml.nvmlDeviceGetHandleByIndex_v2(i, ctypes.byref(device)) != 0:
+        return ""
+    return text.value.decode() if nvml.nvmlDeviceGetUUID(device, text, 96) == 0 else ""
+
+
+def driver_count() -> int:
+    """GPUs that the kernel driver lists and that have a device file here (containers hide some)."""
+    if not DRIVER_LIST.is_dir():
+        return 0
+    shown = sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in Path("/dev").iterdir())
+    return min(len(list(DRIVER_LIST.iterdir())), shown)

@@ -1,0 +1,178 @@
+"""Everything that can be known before a rank starts: devices, model and plan, files, port.
+
+Needs no torch. What passes here is a Job, and elastic.py starts it as it stands.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..errors import LaunchError, PlanError
+from .command import Command, command
+from .devices import count_gpus
+from .options import Options
+from .rendezvous import Rendezvous, node_range, rendezvous
+
+if TYPE_CHECKING:
+    from ..plan.prepare import Prepared
+
+RANKS_ON_CPU = 2
+TEXT_SHUTDOWN = (
+    3  # seconds that ranks have to end after a signal: generated text has nothing to save
+)
+SCRIPT_SHUTDOWN = 30  # torch's own
+
+
+class Job(NamedTuple):
+    """nproc: ranks of this machine. environment: what they see on top of this process's."""
+
+    command: Command
+    nproc: int
+    device: str
+    nodes: tuple[int, int]
+    rendezvous: Rendezvous
+    environment: dict[str, str]
+    run_dir: Path
+    max_restarts: int
+    shutdown_timeout: int
+
+
+class Model(NamedTuple):
+    """What TPX_MODEL and TPX_TP_PLAN shall say; prepared: the checks, where there was enough."""
+
+    name: str | None
+    tp_plan: str | None
+    prepared: Prepared | None
+
+
+def preflight(options: Options, environ: Mapping[str, str] | None = None) -> Job:
+    """Raises PlanError, CheckpointError or LaunchError, before anything is written."""
+    environ = os.environ if environ is None else environ
+    refuse_nesting(environ)
+    to_run = command(options)
+    device, nproc = devices(options, environ)
+    nodes = node_range(options.nnodes)
+    meeting = rendezvous(options)
+    model = check_model(options, to_run, environ, nproc, nodes)
+    run_dir = make_run_dir(options.run_dir or environ.get("TPX_RUN_DIR"))
+    shutdown = options.shutdown_timeout
+    if shutdown is None:
+        shutdown = TEXT_SHUTDOWN if to_run.generates else SCRIPT_SHUTDOWN
+    return Job(
+        command=to_run,
+        nproc=nproc,
+        device=device,
+        nodes=nodes,
+        rendezvous=meeting,
+        environment=environment(model, device, nproc, run_dir, environ),
+        run_dir=run_dir,
+        max_restarts=options.max_restarts,
+        shutdown_timeout=shutdown,
+    )
+
+
+def refuse_nesting(environ: Mapping[str, str]) -> None:
+    if "RANK" in environ:
+        raise LaunchError(
+            f"`tpx launch` was started by another launcher: `RANK` is `{environ['RANK']}`",
+            "under torchrun run the script itself, `tpx.LLM` works there; elsewhere `unset RANK`",
+        )
+
+
+def devices(options: Options, environ: Mapping[str, str]) -> tuple[str, int]:
+    """-> "cuda" or "cpu", and the number of ranks."""
+    gpus = 0 if options.device == "cpu" else count_gpus(environ)
+    if gpus == 0 and (options.device == "cuda" or options.nproc == "gpu"):
+        flag = "--device cuda" if options.device == "cuda" else "--nproc gpu"
+        raise LaunchError(f"`{flag}` needs a GPU, and none is visible", gpu_hint(environ))
+    if options.nproc in ("auto", "gpu"):
+        return ("cuda", gpus) if gpus else ("cpu", RANKS_ON_CPU)
+    nproc = int(options.nproc)
+    if not gpus:
+        return "cpu", nproc
+    if nproc > gpus:
+        raise LaunchError(
+            f"{nproc} ranks need {nproc} GPUs, and {gpus} {'is' if gpus == 1 else 'are'} visible",
+            f"use `--device cpu`, or `--nproc {gpus}`",
+        )
+    return "cuda", nproc
+
+
+def gpu_hint(environ: Mapping[str, str]) -> str:
+    listed = environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return "use `--device cpu`"
+    return f"use `--device cpu`, or change `CUDA_VISIBLE_DEVICES`, which is `{listed}`"
+
+
+def check_model(
+    options: Options,
+    to_run: Command,
+    environ: Mapping[str, str],
+    nproc: int,
+    nodes: tuple[int, int],
+) -> Model:
+    """Text generation and a named plan are checked now; a script alone may bring its own plan."""
+    name = options.model or environ.get("TPX_MODEL")
+    tp_plan = options.tp_plan or environ.get("TPX_TP_PLAN")
+    if to_run.generates:
+        tp_plan = tp_plan or "auto"
+        if not name:
+            raise PlanError(
+                "there is no model to generate text with",
+                "type `tpx launch --model FOLDER_OR_HUB_ID`, or name a script to run",
+            )
+    if not name or not tp_plan:
+        return Model(name, tp_plan, None)
+    if nodes[0] != nodes[1]:
+        raise PlanError(
+            f"`--nnodes {options.nnodes}` leaves open how many ranks the plan is for",
+            "give one number of nodes",
+        )
+    from ..plan.prepare import prepare  # a script without a plan does not pay for it
+
+    return Model(name, tp_plan, prepare(name, tp_plan, nproc * nodes[1]))
+
+
+def make_run_dir(given: str | None) -> Path:
+    """The run's folder, made now; records of an earlier run in it are removed."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    run_dir = Path(given).absolute() if given else Path("runs", name).absolute()
+    try:
+        for part in ("errors", "progress", "elastic"):
+            shutil.rmtree(run_dir / part, ignore_errors=True)
+            (run_dir / part).mkdir(parents=True)
+    except OSError as error:
+        raise LaunchError(
+            f"the run's folder `{run_dir}` cannot be written ({error.strerror})",
+            "give another one: `--run-dir DIR`",
+        ) from None
+    return run_dir
+
+
+def environment(
+    model: Model, device: str, nproc: int, run_dir: Path, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """Writes the plan that was checked, and says where it is."""
+    found = {"TPX_RUN_DIR": str(run_dir)}
+    if model.name:
+        found["TPX_MODEL"] = model.name
+    if model.tp_plan:
+        found["TPX_TP_PLAN"] = model.tp_plan
+    if model.prepared is not None:
+        plan = run_dir / "plan.yaml"
+        plan.write_text(model.prepared.plan_text())
+        found["TPX_MODEL"] = str(model.prepared.folder)
+        if model.tp_plan == "auto":
+            found["TPX_TP_PLAN"] = str(plan)
+    if device == "cpu":
+        found["CUDA_VISIBLE_DEVICES"] = ""  # so that `device=None` means what was asked for
+    if "OMP_NUM_THREADS" not in environ:
+        found["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // nproc))
+    return found
