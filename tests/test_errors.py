@@ -78,3 +78,11 @@ def test_an_error_is_shown_with_its_code_and_hint(error, shown):
 def test_docs_list_every_code():
     text = (ROOT / "docs" / "plans.md").read_text()
     assert re.findall(r"^\| `(P[0-9]{3})` \| (.*) \|$", text, re.MULTILINE) == list(CODES.items())
+
+
+def test_a_code_survives_the_way_between_ranks():
+    from tpx.agree import difference
+
+    said = {"hint": "h", "code": "P201", "exit_code": 2}
+    error = difference([{"given": {}}, {"error": ["PlanError", "m", said]}])
+    assert error.render() == "error[P201]: rank `1`: m\n\nhint: h"

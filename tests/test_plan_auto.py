@@ -209,7 +209,7 @@ def test_a_measured_table_changes_the_choice():
     ("wants", "message"),
     [
         ({"world": 0}, "`--world` is `0`"),
-        ({"world": 70_000}, "`--world 70000` is more ranks than 65,536"),
+        ({"world": 70_000}, "`--world 70000` is more ranks than 16,384"),
         ({"world": 2, "context": 300}, "`--context 300` is more than the model's 256 positions"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -256,3 +257,23 @@ def test_every_dispatch_that_a_mesh_allows_is_typed(tmp_path, world):
             else:
                 typed += 1
     assert typed > 0
+
+
+@pytest.mark.parametrize(
+    ("mesh", "seconds"),
+    [("{tp: 8, ep: 8}", 0.2), ("{dp: 128, tp: 8, ep: 128, etp: 8}", 4.0)],
+)
+def test_all_proofs_of_120b_take_little_time(tmp_path, mesh, seconds):
+    made = make_config(
+        vocab_size=201088, hidden_size=2880, intermediate_size=2880, num_hidden_layers=36,
+        num_attention_heads=64, num_key_value_heads=8, head_dim=64, num_local_experts=128,
+        num_experts_per_tok=4,
+    )  # fmt: skip
+    index = CheckpointIndex.open(write_folder(tmp_path, made))
+    spec = FAMILY.spec(made)
+    layout = FAMILY.layout(spec)
+    rule = "{style: expert, uneven: true}"
+    plan = parse_plan(plan_text(mesh, **{"mlp.experts": rule}), "p.yaml")
+    begin = time.process_time()
+    assert prove(plan, spec, layout, index, plan.mesh.world, FAMILY)
+    assert time.process_time() - begin < seconds

@@ -7,13 +7,19 @@ called unsound. `make mutants` writes the table of all edits into docs/plans.md.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
+from headers import write_folder
 from mutants import CHECKPOINTS, SLIPPED, Verdict, judge, make, mutants
-from oracle import Oracle
+from oracle import Oracle, open_model
 
+from tpx.errors import PlanError
+from tpx.families.steps import Cut
 from tpx.plan.find import shipped_plans
 from tpx.plan.load import load_plan
+from tpx.plan.resolve import resolve
+from tpx.plan.types import Rule
 
 PLANS = {name: load_plan(path) for name, path in shipped_plans("gpt_oss").items()}
 ALL = {mutant.name: mutant for name, plan in PLANS.items() for mutant in mutants(plan, name)}
@@ -69,3 +75,25 @@ def test_the_oracle_tells_right_from_wrong(oracle):
 def test_no_sampled_edit_breaks_a_gate(oracle):
     names = random.Random(20).sample(sorted(ALL), SAMPLE)
     assert faults(oracle, {*names, *SLIPPED}) == []
+
+
+def test_without_proofs_a_wrong_plan_is_taken_at_its_word(tmp_path):
+    """What the oracle of mutants runs; a parameter without a rule is still an error."""
+    made = open_model(write_folder(tmp_path))
+    spec, layout, index = made.spec, made.layout, made.index
+    plan = PLANS["tp2-ep2"]
+    name = "model.layers.0.self_attn.o_proj.weight"
+    wrong = [replace(r, style="colwise") if "o_proj" in r.pattern else r for r in plan.rules]
+    dispatched = [replace(r, dispatch="gather") if r.style == "expert" else r for r in wrong]
+    taken = replace(plan, rules=(*dispatched, Rule("lm_head", "replicate", 0)))
+    with pytest.raises(PlanError):
+        resolve(taken, spec, layout, index, 1)
+    found = resolve(taken, spec, layout, index, 1, prove=False)
+    assert found.shards[name].shape == (64, 128)  # `colwise` cuts nothing of it
+    assert found.cuts["Q"] == Cut("tp", 4, 8)
+    assert found.dispatch == ("gather", "gather")
+    assert found.shards["lm_head.weight"].shape == (65, 64)  # the first rule wins
+    missing = replace(plan, rules=plan.rules[1:])
+    with pytest.raises(PlanError) as error:
+        resolve(missing, spec, layout, index, 1, prove=False)
+    assert error.value.code == "P101"

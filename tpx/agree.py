@@ -42,7 +42,8 @@ def agree(world: Group, make: Callable[[], tuple[T, Mapping[str, Said]]]) -> T:
         told = {"given": {name: list(said) for name, said in given.items()}}
     except TpxError as caught:
         error = caught
-        told = {"error": [type(caught).__name__, caught.message, caught.hint, caught.exit_code]}
+        said = {"hint": caught.hint, "code": caught.code, "exit_code": caught.exit_code}
+        told = {"error": [type(caught).__name__, caught.message, said]}
     answers = world.gather_bytes(json.dumps(told).encode(), "check.digest")
     if any(answer != answers[0] for answer in answers):
         raise difference([json.loads(answer) for answer in answers])
@@ -56,9 +57,9 @@ def difference(told: list[dict[str, Any]]) -> TpxError:
     """The error that says what differs; the same on every rank."""
     for rank, one in enumerate(told):
         if "error" in one:
-            name, message, hint, exit_code = one["error"]
+            name, message, said = one["error"]
             kind: type[TpxError] = getattr(errors, name)
-            return kind(f"rank `{rank}`: {message}", hint, exit_code=exit_code)
+            return kind(f"rank `{rank}`: {message}", **said)
     for name in told[0]["given"]:
         holders: dict[str, list[int]] = defaultdict(list)
         for rank, one in enumerate(told):

@@ -35,6 +35,7 @@ class Record(NamedTuple):
     message: str = ""
     hint: str | None = None
     exit_code: int = 1
+    code: str | None = None
     chain: tuple[str, ...] = ()
     traceback: str = ""
     full_traceback: str = ""
@@ -98,7 +99,7 @@ def ending_of_record(
     if record.kind == "tpx":
         alike = sum(other[2:5] == record[2:5] for other in records)
         message = record.message if alike >= nproc else f"rank {record.rank}: {record.message}"
-        error = LaunchError(message, record.hint, exit_code=record.exit_code)
+        error = LaunchError(message, record.hint, code=record.code, exit_code=record.exit_code)
         text = error.render()
         return Ending(record.exit_code, f"{record.full_traceback}\n\n{text}" if full else text)
     shown = record.full_traceback if full else record.traceback

@@ -114,7 +114,7 @@ def record_error(error: BaseException) -> int:
         record(data)
         return 1
     record({**data, "kind": "tpx", "message": error.message, "hint": error.hint,
-            "exit_code": error.exit_code})  # fmt: skip
+            "code": error.code, "exit_code": error.exit_code})  # fmt: skip
     wait_for_the_others()
     return int(error.exit_code)
 

@@ -15,7 +15,7 @@ from .topology import Topology, topology_for
 Phase = Literal["decode", "prefill", "balanced"]
 PHASES: tuple[Phase, ...] = ("decode", "prefill", "balanced")
 MOST_CONTEXT = 8192  # tokens a sequence, where no context is given
-MOST_RANKS = 65_536
+MOST_RANKS = 16_384  # as proofs.py has it
 
 
 @dataclass(frozen=True, slots=True)

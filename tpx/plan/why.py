@@ -6,6 +6,7 @@ from itertools import product
 from typing import Literal, NamedTuple
 
 from ..errors import PlanError, did_you_mean
+from ..families import FAMILIES
 from ..families.steps import Cut
 from ..index import CheckpointIndex
 from ..mesh import AXES, Mesh
@@ -107,7 +108,7 @@ def _why_not_plan(search: Search, index: CheckpointIndex, name: str) -> Verdict:
     model, work = search.model, search.work
     plan = read_plan(name, model.spec.model_type)
     try:
-        prove(plan, model.spec, model.layout, index, work.world)
+        prove(plan, model.spec, model.layout, index, work.world, FAMILIES[model.spec.model_type])
     except PlanError as error:
         return _proof(f"`{plan.path}`", error)
     one = weigh_plan(model, plan, work)
@@ -193,7 +194,14 @@ def _refused_mesh(search: Search, index: CheckpointIndex, mesh: Mesh, asked: Ask
     cut = experts_of(layout)
     one = Candidate(mesh, cut, "auto", nothing, Memory(0, 0, 0), None, 0, 0)
     try:
-        prove(plan_of(one, spec, layout), spec, layout, index, search.work.world)
+        prove(
+            plan_of(one, spec, layout),
+            spec,
+            layout,
+            index,
+            search.work.world,
+            FAMILIES[spec.model_type],
+        )
     except PlanError as error:
         return _proof(str(asked), error)
     raise AssertionError(f"{mesh=} passes the proofs, and was not tried")
