@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 DEMO_MODEL := examples/models/tpx-demo
 PROMPT ?= \# pathlib
 
-.PHONY: help demo check format test test-more soak test-gpu clean
+.PHONY: help demo check format test test-more soak mutants test-gpu clean
 
 help:
-	@grep -E '^# ' Makefile | cut -c3-; echo "targets: demo check format test test-more soak test-gpu clean"
+	@grep -E '^# ' Makefile | cut -c3-; echo "targets: demo check format test test-more soak mutants test-gpu clean"
 
 $(VENV)/.run: pyproject.toml constraints.txt scripts/setup.sh
 	PYTHON=$(PYTHON) scripts/setup.sh $(VENV) run
@@ -38,6 +38,9 @@ test-more: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/pytest -m "soak and not gpu"
+
+mutants: $(VENV)/.dev
+	$(BIN)/python scripts/mutants.py
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/pytest -m gpu tests/gpu

@@ -22,7 +22,8 @@ LAYERS = [
     (5, r"tpx\.(moe|layers)(\..*)?"),
     (6, r"tpx\.(models(\..*)?|text)"),
     (7, r"tpx\.(params|results|engine(\..*)?)"),
-    (8, r"tpx(\.(worker|llm|agree|answer|arguments|prompts|generate|cli(\..*)?|__main__))?"),
+    (8, r"tpx(\.(worker|llm|agree|answer|arguments|prompts|generate|bench|cli(\..*)?|__main__))?"),
+    (8, r"tpx\.(simulate|recording|narrow|verify|blame|trial)"),
 ]
 TORCH_FREE = (
     r"tpx|tpx\.(errors|split|mesh|version|index|hub|config|params)|tpx\.families(\..*)?|tpx\.plan(\..*)?"

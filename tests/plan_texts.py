@@ -46,7 +46,7 @@ def check(text: str, folder: Path, world: int | None = None, **config: Any) -> l
     family = family_of(made)
     spec = family.spec(made)
     index = CheckpointIndex.open(folder)
-    return prove(plan, spec, family.layout(spec), index, world or plan.mesh.world)
+    return prove(plan, spec, family.layout(spec), index, world or plan.mesh.world, family)
 
 
 def refusal(text: str, folder: Path, **options: Any) -> tuple[str, str | None]:

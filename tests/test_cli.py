@@ -30,7 +30,9 @@ def test_help_names_the_commands(capsys, words):
     code, out, error = run(capsys, *words)
     assert (code, error) == (0, "")
     assert "\n  launch   start ranks" in out
-    assert "\n  plan     check a plan" in out
+    assert "\n  plan     prove, explain, compare and choose plans" in out
+    assert "\n  verify   run a plan on real ranks" in out
+    assert "\n  bench    measure the links" in out
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -46,8 +48,9 @@ def test_the_launchers_help_fits_a_terminal(capsys):
     ("words", "text"),
     [
         (("lanch",),
-         "error: tpx has no command `lanch`\n\nhint: did you mean `launch` or `plan`?\n"),
-        (("run",), "error: tpx has no command `run`\n\nhint: use `launch` or `plan`\n"),
+         "error: tpx has no command `lanch`\n\nhint: did you mean `launch`, `plan` or `bench`?\n"),
+        (("run",),
+         "error: tpx has no command `run`\n\nhint: use `launch`, `plan`, `verify` or `bench`\n"),
         (("--versoin",), "error: tpx has no flag `--versoin`\n\nhint: did you mean `--version`?\n"),
         (("launch", "--modle", "x"),
          "error: `tpx launch` has no flag `--modle`\n\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from headers import make_config, write_folder
 
 from tpx.cli.main import main
 from tpx.plan.find import shipped_plans
+from tpx.plan.prepare import prepare
 
 DATA = Path(__file__).parent / "data"
 
@@ -35,22 +37,17 @@ def tpx(capsys, *argv) -> tuple[int, str, str]:
     return code, out, err
 
 
-def test_check_prints_its_proofs(capsys, tmp_path):
-    code, out, err = tpx(
-        capsys, "check", "tp2-ep2", "--model", write_folder(tmp_path), "--world", 2
-    )
+def test_check_prints_the_number_of_its_proofs_and_no_more(capsys, tmp_path):
+    folder = write_folder(tmp_path)
+    code, out, err = tpx(capsys, "check", "tp2-ep2", "--model", folder, "--world", 2)
     assert (code, err) == (0, "")
-    assert out.splitlines() == [
-        "✓ the mesh has two views of the same 2 ranks: tp 2 x ep 2",
-        "✓ every checkpoint tensor is used, in the shape that config.json gives it  41",
-        "✓ every parameter has exactly one rule, and its style fits  41",
-        "✓ parameters that share a dimension are cut alike  41",
-        "✓ each axis can cut its dimensions  6",
-        "✓ the ranks' cuts tile each dimension  11",
-        "✓ the mesh allows dispatch replicated to prefill, replicated to decode",
-        "",
-        "`plans/gpt_oss/tp2-ep2.yaml` holds for 2 ranks: 7 proofs, 142 facts",
-    ]
+    proofs = prepare(tmp_path, "tp2-ep2", 2).proofs
+    facts = sum(proof.facts for proof in proofs)
+    assert len(proofs) >= 7
+    assert facts >= 142
+    assert out == (
+        f"`plans/gpt_oss/tp2-ep2.yaml` holds for 2 ranks: {len(proofs)} proofs, {facts:,} facts\n"
+    )
 
 
 def test_check_of_a_wrong_plan_exits_with_2(capsys, tmp_path):
@@ -60,8 +57,8 @@ def test_check_of_a_wrong_plan_exits_with_2(capsys, tmp_path):
     code, out, err = tpx(capsys, "check", path, "--model", tmp_path, "--world", 2)
     assert (code, out) == (2, "")
     assert err == (
-        f"error: plan `{path}`, line 12: `model.layers.*.mlp.experts` cuts intermediate_size 224 = "
-        "7 blocks of 32 into 2 unequal parts (4, 3)\n\n"
+        f"error[P407]: plan `{path}`, line 12: `model.layers.*.mlp.experts` cuts intermediate_size "
+        "224 = 7 blocks of 32 into 2 unequal parts (4, 3)\n\n"
         "hint: this is exact and costs 14.3% padding in the kernel; say `uneven: true` to accept "
         "it, or use etp 7\n"
     )
@@ -81,12 +78,15 @@ def test_check_of_a_damaged_checkpoint_exits_with_3(capsys, tmp_path):
         (["show", "auto"], "`auto` plans for a number of ranks, and none is given"),
         (["show", "tp1", "--world", "0"], "`--world` is `0`"),
         (["show", "tp9"], "there is no plan `tp9` for `gpt_oss`"),
+        (["explain", "auto"], "`auto` plans for a number of ranks, and none is given"),
+        (["diff", "auto", "auto"], "`auto` plans for a number of ranks, and none is given"),
+        (["diff", "tp2", "tp9"], "there is no plan `tp9` for `gpt_oss`"),
     ],
 )
 def test_usage_mistakes_exit_with_2(capsys, tmp_path, argv, message):
     code, _, err = tpx(capsys, *argv, "--model", write_folder(tmp_path))
     assert code == 2
-    assert err.startswith(f"error: {message}\n")
+    assert re.sub(r"^error(\[P\d+\])?: ", "", err).startswith(f"{message}\n")
 
 
 SHOWN = """\
@@ -113,11 +113,12 @@ collectives  prefill and decode, dispatch replicated
       attention          all_reduce     tp of 4              5,760  36 layers
       moe.combine        all_reduce     expert of 4          5,760  36 layers
       head               all_gather     tp of 4            100,544  a logits row
+      a token, all layers                                  420,480
 
 a rank reads and holds
       ranks 0-1        16.69 GB  16,691,201,280 bytes, 25.6% of 65.25 GB
       ranks 2-3        16.01 GB  16,013,788,416 bytes, 24.5% of 65.25 GB
-      KV cache          1.21 GB  rank 0, one sequence of 131,072 tokens
+      KV cache          1.21 GB  rank 0, 1 sequence of 131,072 tokens
 """
 
 
@@ -163,17 +164,59 @@ def test_a_grid_of_64_ranks_fits_too(capsys, gpt_oss_120b):
     assert out.splitlines()[2] == "Chosen for 64 ranks by memory: dp 8 x tp 8 x ep 64."
 
 
-def test_120b_is_answered_in_a_second_of_cpu_without_torch(gpt_oss_120b):
-    code = (
-        "import sys\nfrom tpx.cli.main import main\n"
-        "code = main(sys.argv[1:])\nassert 'torch' not in sys.modules\nsys.exit(code)"
-    )
-    argv = ["plan", "show", "tp4-etp4", "--model", gpt_oss_120b]
-    spent = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        found = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert found.stdout
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(spent) < 1.0, f"{spent=} seconds of CPU"
+ANSWER = """
+import sys, time
+from tpx.cli.main import main
+code = main(sys.argv[1:])
+assert "torch" not in sys.modules
+sys.exit(code)
+"""
+
+
+def spent_on(*argv: object) -> float:
+    """CPU seconds of a fresh process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-c", ANSWER, "plan", *map(str, argv)]
+    found = subprocess.run(command, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert found.stdout
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("command", ["check", "explain"])
+def test_120b_at_8_ranks_is_answered_in_little_time_without_torch(gpt_oss_120b, command):
+    path = Path(gpt_oss_120b) / "tp8-ep8.yaml"
+    text = shipped_plans("gpt_oss")["tp4-ep4"].read_text()
+    path.write_text(text.replace("tp: 4, ep: 4", "tp: 8, ep: 8"))
+    argv = [command, path, "--model", gpt_oss_120b]
+    assert min(spent_on(*argv) for _ in range(2)) < 0.6
+
+
+def test_1024_ranks_are_explained_in_five_seconds_without_torch(gpt_oss_120b, tmp_path):
+    path = tmp_path / "big.yaml"
+    text = shipped_plans("gpt_oss")["dp2-tp2-ep2-etp2"].read_text()
+    path.write_text(text.replace("dp: 2, tp: 2, ep: 2, etp: 2", "dp: 128, tp: 8, ep: 128, etp: 8"))
+    page = tmp_path / "big.html"
+    assert spent_on("explain", path, "--model", gpt_oss_120b, "--json", "--html", page) < 5
+    assert page.stat().st_size < 200_000
+
+
+def test_help_has_the_form_of_the_launchers(capsys):
+    code, out, _ = tpx(capsys, "--help")
+    assert code == 0
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert lines[0] == "Usage: tpx plan COMMAND"
+    assert "  check      prove a plan; prints errors, and else one line" in lines
+    assert lines[-1] == "`tpx plan COMMAND --help` says more."
+    names = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert names == ["check", "show", "explain", "diff", "auto", "import-hf", "export-hf"]
+
+
+@pytest.mark.parametrize(
+    "command", ["check", "show", "explain", "diff", "auto", "import-hf", "export-hf"]
+)
+def test_help_of_every_command_fits_80_columns(capsys, command):
+    code, out, _ = tpx(capsys, command, "--help")
+    assert code == 0
+    assert out.startswith(f"Usage: tpx plan {command}")
+    assert max(map(len, out.splitlines())) <= 80

@@ -14,7 +14,8 @@ from tiny import tiny_checkpoint
 from tpx.cli.flags import parse
 from tpx.cli.main import main
 from tpx.errors import TpxError
-from tpx.launch import preflight as module
+from tpx.launch import preflight as module, wants
+from tpx.launch.devices import Gpu
 from tpx.launch.preflight import preflight
 
 
@@ -201,6 +202,36 @@ def test_auto_is_resolved_once_and_handed_on_as_a_file(here, tiny):
         plan.read_text().splitlines()[-1:]
     )
     assert again.environment["TPX_TP_PLAN"] == str(plan)
+
+
+def test_auto_says_in_a_line_why_and_where(here, tiny):
+    found = job("--model", tiny, "--tp-plan", "auto", "train.py")
+    plan = found.run_dir / "plan.yaml"
+    assert found.note == f"plan: chosen for 2 ranks by memory: tp 2 x ep 2; {plan}"
+    assert plan.read_text().startswith("# Chosen for 2 ranks by memory: tp 2 x ep 2.\n")
+    assert job("--model", tiny, "--tp-plan", "tp2", "train.py").note == ""
+
+
+def test_on_gpus_auto_plans_for_their_speed_and_memory(here, tiny, monkeypatch):
+    monkeypatch.setattr(module, "count_gpus", lambda environ: 4)
+    for memory, mesh in ((80 * 2**30, "dp 4 x edp 4"), (1000, None)):
+        gpu = Gpu("NVIDIA H100 80GB HBM3", memory)
+        monkeypatch.setattr(wants, "smallest_gpu", lambda gpu=gpu: gpu)
+        words = ("--model", tiny, "--tp-plan", "auto", "train.py")
+        if mesh is None:
+            with pytest.raises(TpxError, match="no plan for 4 ranks fits 1,000 bytes"):
+                job(*words)
+        else:
+            assert job(*words).note.startswith(f"plan: chosen for 4 ranks by time on h100: {mesh};")
+
+
+def test_a_gpu_with_room_for_a_short_context_alone_is_not_refused(here, tiny, monkeypatch):
+    """`auto` plans for long contexts; where they do not fit it plans for what does."""
+    monkeypatch.setattr(module, "count_gpus", lambda environ: 2)
+    gpu = Gpu("NVIDIA H100 80GB HBM3", 10**9 + 600_000)
+    monkeypatch.setattr(wants, "smallest_gpu", lambda: gpu)
+    text = job("--model", tiny, "--tp-plan", "auto", "train.py").run_dir / "plan.yaml"
+    assert "(at 1 sequence of 1 token in all)." in text.read_text()
 
 
 def test_a_plan_is_proved_for_the_world_of_all_machines(here, tiny):

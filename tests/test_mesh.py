@@ -22,6 +22,7 @@ def test_every_group_partitions_the_world_into_equal_parts(mesh):
         groups = {mesh.group(name, rank) for rank in range(mesh.world)}
         assert sorted(rank for group in groups for rank in group) == list(range(mesh.world))
         assert {len(group) for group in groups} == {mesh.size(name)}
+        assert sorted(mesh.groups(name)) == sorted(groups)
         assert all(rank in mesh.group(name, rank) for rank in range(mesh.world))
 
 

@@ -1,4 +1,5 @@
-"""Shipped plans are found from a wheel, an editable install and a bare source tree."""
+"""Shipped plans and the page of `tpx plan explain` are found from a wheel, an editable install
+and a bare source tree."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from guards import ROOT
 
 LIST_PLANS = (
     "import sys; from tpx.plan.find import plan_folder, shipped_plans;"
+    "from tpx.cli.plan_html import TEMPLATE; assert '$body' in TEMPLATE.read_text();"
     "assert 'torch' not in sys.modules;"
     "print(plan_folder()); print(*sorted(shipped_plans('gpt_oss')))"
 )

@@ -5,11 +5,25 @@ from __future__ import annotations
 import pytest
 from plan_texts import check, plan_text, refusal
 
+from tpx.errors import PlanError
+from tpx.mesh import Mesh
+from tpx.plan.codes import PROOFS
+from tpx.plan.load import parse_plan
+from tpx.plan.proofs import one_block
+
 
 def test_a_plan_that_fits_gives_its_proofs(tmp_path):
-    proofs = check(plan_text(), tmp_path)
-    assert len(proofs) == 7
-    assert ("every parameter has exactly one rule, and its style fits", 41) in proofs
+    proofs = {proof.name: proof for proof in check(plan_text(), tmp_path)}
+    assert list(proofs) == ["C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "C13", "C14"]
+    assert proofs["C1"][:2] == ("every tensor is used, and every parameter has one rule", 41)
+    assert proofs["C13"][:2] == ("every collective belongs to a step, and no step lacks one", 4)
+    assert all(proof.codes == PROOFS[name] for name, proof in proofs.items())
+
+
+def test_limits_and_tied_weights_have_proofs_of_their_own(tmp_path):
+    limits = "limits: {memory: 1MB, max_replicated: 0.5}"
+    proofs = check(plan_text(limits=limits), tmp_path, tie_word_embeddings=True)
+    assert {proof.name for proof in proofs} == PROOFS.keys()
 
 
 LAYERS = "model.layers.*"
@@ -200,12 +214,69 @@ def test_a_plan_is_held_to_its_limits(tmp_path):
         "cut over more ranks, or lower `context` or `batch`",
     )
     assert refusal(plan_text(limits="limits: {max_replicated: 0}"), tmp_path) == (
-        "plan `p.yaml` replicates 0.0105 of the weights' bytes, over its limit of 0",
+        "plan `p.yaml` replicates 0.0105 of the weights' bytes, over its limit of 0; the largest: "
+        "`model.layers.*.mlp.router` 2,080 bytes (no style cuts it); "
+        "`model.layers.*.input_layernorm` 256 bytes (no style cuts it); "
+        "`model.layers.*.self_attn.o_proj.bias` 256 bytes (a bias on a sum, which is added once)",
         "cut more modules, or raise `max_replicated`",
     )
     assert refusal(plan_text(limits="limits: {context: 257}"), tmp_path) == (
         "plan `p.yaml` has limit context 257, and the model has 256 positions",
         "use a context of 256 or less",
     )
-    kept = check(plan_text(limits="limits: {memory: 1MB, max_replicated: 0.5}"), tmp_path)
-    assert len(kept) == 9
+    text = plan_text(limits="limits: {max_replicated: 0}", **{"embed_tokens": "replicate"})
+    assert "`model.embed_tokens` 16,768 bytes (`vocab` would cut it)" in refusal(text, tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"o_proj": "replicate"}, "P301"),
+        ({"o_proj": "colwise"}, "P404"),
+        ({"sinks": None}, "P101"),
+        ({"noorm": "replicate"}, "P402"),
+        ({"lm_head.weight": "vocab"}, "P403"),
+        ({"mlp.experts": "replicate"}, "P302"),
+        ({"mlp.experts": "{style: expert, dispatch: gather}"}, "P406"),
+        ({"mlp.experts": "{style: expert, dispatsh: gather}"}, "P401"),
+        ({"o_proj": "rowise"}, "P401"),
+        ({"o_proj": "{style: rowwise, uneven: true}"}, "P413"),
+        ({"mesh": "{tp: 1, edp: 1}", "o_proj": "replicate"}, "P405"),
+        ({"mesh": "{tp: 3, edp: 3}"}, "P201"),
+        ({"mesh": "{tp: 4, etp: 4}"}, "P407"),
+        ({"mesh": "{dp: 3, ep: 3}"}, "P418"),
+        ({"mesh": "{tp: 2, ep: 3}"}, "P304"),
+        ({"mesh": "{tp: 0}"}, "P303"),
+        ({"mesh": "{dp: 2, etp: 2}"}, "P305"),
+        ({"mesh": "{dp: 3, tp: 2, edp: 2, ep: 3}"}, "P306"),
+        ({"mesh": "{dp: 2, ep: 2}", "mlp.experts": "{style: expert, dispatch: replicated}"},
+         "P307"),
+        ({"mesh": "{dp: 2, etp: 2}", "mlp.experts": "{style: expert, dispatch: gather}"}, "P417"),
+        ({"limits": "limits: {memory: 1KB}"}, "P414"),
+        ({"limits": "limits: {max_replicated: 0}"}, "P415"),
+        ({"limits": "limits: {context: 300}"}, "P416"),
+    ],
+)  # fmt: skip
+def test_every_refusal_has_a_code_that_says_its_class(tmp_path, changes, code):
+    with pytest.raises(PlanError) as error:
+        check(plan_text(**changes), tmp_path)
+    assert error.value.code == code
+    assert error.value.render().startswith(f"error[{code}]: plan `p.yaml`")
+
+
+def test_a_mesh_of_a_thousand_ranks_is_proved_as_one_of_its_blocks(tmp_path):
+    """128 tp groups of 8 that send nothing to each other: as many facts as on 8 ranks."""
+    few = check(plan_text("{tp: 8, ep: 8}"), tmp_path)
+    many = check(plan_text("{dp: 128, tp: 8, edp: 128, ep: 8}"), tmp_path)
+    assert [(p.name, p.facts) for p in few] == [(p.name, p.facts) for p in many]
+    assert one_block(parse_plan(plan_text("{dp: 16, tp: 2, edp: 4, ep: 8}"), "p")).mesh == Mesh(
+        dp=4, tp=2, ep=8
+    )
+
+
+def test_a_rank_without_a_row_of_the_vocabulary_is_an_error(tmp_path):
+    assert refusal(plan_text("{tp: 4, ep: 4}"), tmp_path, vocab_size=3) == (
+        "plan `p.yaml`, line 5: `model.embed_tokens` cuts vocab_size 3 over tp 4, and 1 of the "
+        "ranks would hold no row",
+        "use `replicate`, or tp 3 or less",
+    )

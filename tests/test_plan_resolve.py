@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from headers import layout_of, make_config, write_folder
 from hypothesis import given, settings, strategies as st
 
+from tpx.errors import PlanError
 from tpx.families import family_of
 from tpx.families.layout import Dim, Layout, Logical, Parameter, Source, whole
 from tpx.families.steps import Cut
@@ -16,11 +18,13 @@ from tpx.index import DTYPE_BITS, CheckpointIndex, TensorMeta
 from tpx.mesh import Mesh
 from tpx.plan.auto import auto_plan
 from tpx.plan.find import shipped_plans
+from tpx.plan.load import load_plan
 from tpx.plan.memory import Weights
 from tpx.plan.prepare import prepare
 from tpx.plan.proofs import prove
 from tpx.plan.resolve import resolve
 from tpx.plan.types import Plan, RankPlan, Rule, Shard
+from tpx.plan.wants import Wants
 
 SPEC = family_of(make_config()).spec(make_config())
 
@@ -270,9 +274,32 @@ def test_the_walk_of_one_parameter_in_the_design():
     from pathlib import Path
 
     index = CheckpointIndex(Path(), metas, {}, "")
-    plan, _ = auto_plan(spec, layout, index, 8, None, family_of(config).collectives)
+    plan, _ = auto_plan(spec, layout, index, Wants(8), family_of(config).collectives)
     shard = resolve(plan, spec, layout, index, 5).shards[
         "model.layers.3.mlp.experts.gate_up_proj_blocks"
     ]
     assert shard.ranges == (((80, 96),), ((0, 5760),), ((0, 90),), ((0, 16),))
     assert shard.numel == 132_710_400
+
+
+def test_without_proofs_a_wrong_plan_is_taken_at_its_word(tmp_path):
+    """What the oracle of mutants runs; a parameter without a rule is still an error."""
+    config = make_config()
+    spec, layout = SPEC, layout_of(config)
+    index = CheckpointIndex.open(write_folder(tmp_path, config))
+    plan = load_plan(shipped_plans("gpt_oss")["tp2-ep2"])
+    name = "model.layers.0.self_attn.o_proj.weight"
+    wrong = [replace(r, style="colwise") if "o_proj" in r.pattern else r for r in plan.rules]
+    dispatched = [replace(r, dispatch="gather") if r.style == "expert" else r for r in wrong]
+    taken = replace(plan, rules=(*dispatched, Rule("lm_head", "replicate", 0)))
+    with pytest.raises(PlanError):
+        resolve(taken, spec, layout, index, 1)
+    found = resolve(taken, spec, layout, index, 1, prove=False)
+    assert found.shards[name].shape == (64, 128)  # `colwise` cuts nothing of it
+    assert found.cuts["Q"] == Cut("tp", 4, 8)
+    assert found.dispatch == ("gather", "gather")
+    assert found.shards["lm_head.weight"].shape == (65, 64)  # the first rule wins
+    missing = replace(plan, rules=plan.rules[1:])
+    with pytest.raises(PlanError) as error:
+        resolve(missing, spec, layout, index, 1, prove=False)
+    assert error.value.code == "P101"

@@ -31,15 +31,24 @@ EXIT_CODES = {
 class TpxError(Exception):
     """One sentence with the values, and what to type instead.
 
-    message: no period at the end, values in backticks. hint: what to type, or None.
+    message: no period at the end, values in backticks. hint: what to type, or None. code: which
+    proof of a plan failed, a key of plan/codes.py; None for all else.
     """
 
     exit_code = 70
 
-    def __init__(self, message: str, hint: str | None = None, *, exit_code: int | None = None):
+    def __init__(
+        self,
+        message: str,
+        hint: str | None = None,
+        *,
+        code: str | None = None,
+        exit_code: int | None = None,
+    ):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.code = code
         if hint is not None:
             self.add_note(f"hint: {hint}")  # Python's own traceback shows it
         if exit_code is not None:
@@ -47,8 +56,9 @@ class TpxError(Exception):
             self.exit_code = exit_code
 
     def render(self) -> str:
-        """The text shown to people: `error: ...`, a blank line, `hint: ...`."""
-        text = f"error: {self.message}"
+        """The text for people: `error: ...` or `error[P201]: ...`, a blank line, `hint: ...`."""
+        code = f"[{self.code}]" if self.code else ""
+        text = f"error{code}: {self.message}"
         return text if self.hint is None else f"{text}\n\nhint: {self.hint}"
 
 

@@ -44,6 +44,7 @@ class Mesh:
                 raise PlanError(
                     f"mesh axis `{axis}` is `{getattr(self, axis)}`",
                     f"give `{axis}` a size of 1 or more",
+                    code="P303",
                 )
         dense, expert = self.dp * self.tp, self.edp * self.ep * self.etp
         if dense != expert:
@@ -51,18 +52,21 @@ class Mesh:
                 f"the mesh has two views of different sizes: dp {self.dp} x tp {self.tp} = {dense}"
                 f", edp {self.edp} x ep {self.ep} x etp {self.etp} = {expert}",
                 "make dp*tp equal edp*ep*etp; an axis that is left out is 1",
+                code="P304",
             )
         if self.tp % self.etp:
             raise PlanError(
                 f"etp {self.etp} does not divide tp {self.tp}, so ranks that add partial sums of "
                 "an expert would hold different tokens",
                 f"use an etp that divides {self.tp}",
+                code="P305",
             )
         if self.tp % (self.ep * self.etp) and (self.ep * self.etp) % self.tp:
             raise PlanError(
                 f"an expert group of ep {self.ep} x etp {self.etp} = {self.ep * self.etp} ranks "
                 f"neither lies inside a tp group of {self.tp} nor is made of whole tp groups",
                 "make one of tp and ep*etp divide the other",
+                code="P306",
             )
 
     @property
@@ -85,6 +89,16 @@ class Mesh:
         """The ranks, ascending, that share group `name` (one of GROUPS) with `rank`."""
         mine = self._key(name, rank)
         return tuple(r for r in range(self.world) if self._key(name, r) == mine)
+
+    def groups(self, name: str) -> list[tuple[int, ...]]:
+        """Every group `name` (one of GROUPS): the ranks of each, ascending, in order of the first.
+
+        One pass over the ranks, where group() would be one for each of them.
+        """
+        found: dict[tuple[int, ...], list[int]] = {}
+        for rank in range(self.world):
+            found.setdefault(self._key(name, rank), []).append(rank)
+        return [tuple(ranks) for ranks in found.values()]
 
     def size(self, name: str) -> int:
         """How many ranks each group `name` (one of GROUPS) has."""

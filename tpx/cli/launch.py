@@ -27,7 +27,10 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if options.target is None:
         check_sampling(options)
-    ending = supervise(preflight(options), options.traceback)
+    job = preflight(options)
+    if job.note:
+        print(job.note, file=sys.stderr, flush=True)
+    ending = supervise(job, options.traceback)
     if ending.text:
         print(ending.text, file=sys.stderr)
     return ending.exit_code

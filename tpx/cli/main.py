@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import takewhile
 from typing import Any, NoReturn
 
@@ -16,7 +17,9 @@ from ..version import __version__
 
 COMMANDS = {
     "launch": "start ranks: a script of yours, or text generation",
-    "plan": "check a plan, or show what each rank holds, without starting any",
+    "plan": "prove, explain, compare and choose plans, without starting a rank",
+    "verify": "run a plan on real ranks against one rank, and compare",
+    "bench": "measure the links between ranks, for `tpx plan auto`",
 }
 
 
@@ -56,10 +59,9 @@ def dispatch(argv: list[str]) -> int:
         from . import launch
 
         return launch.run(argv[1:])
-    if argv[0] == "plan":
-        from . import plan
-
-        return plan.run(parse(plan, argv))
+    if argv[0] in COMMANDS:
+        command = import_module(f".{argv[0]}", __package__)
+        return int(command.run(parse(command, argv)))
     kind = "flag" if argv[0].startswith("-") else "command"
     known = ("--help", "--version") if kind == "flag" else COMMANDS
     raise PlanError(f"tpx has no {kind} `{argv[0]}`", did_you_mean(argv[0], known))
@@ -70,6 +72,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any):
         super().__init__(**{"allow_abbrev": False, **settings})
+
+    def print_help(self, file: Any = None) -> None:
+        from .help import print_help
+
+        print_help(self)
 
     def flags(self) -> list[str]:
         """Of this parser and of its commands."""

@@ -1,26 +1,77 @@
-"""Draws an explained plan on 80 columns, or turns it into JSON."""
+"""Draws an explained plan on 80 columns: `tpx plan show`, and all of it for `tpx plan explain`."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from ..families.steps import Collective
 from ..mesh import Mesh
-from ..plan.explain import Explained, Kind, Row, Shape
+from ..plan.explain import Alike, Explained, Kind, Memory, Row
 from ..plan.prepare import Prepared
+from .plan_words import (
+    how_often,
+    meeting,
+    named,
+    over,
+    per_token,
+    place,
+    plural,
+    sent,
+    short,
+    size,
+    times,
+)
 
 WIDTH = 80
 ARROW = "\N{RIGHTWARDS ARROW}"
+DOTS = "\N{HORIZONTAL ELLIPSIS}"
+MOST_RANKS = 64  # drawn one by one
+MOST_WHOLE = 5  # replicated modules listed
+MEMORY = {
+    "weights": ("weights", "exact"),
+    "kv_cache": ("KV cache", "exact"),
+    "pages": ("page rounding", "exact"),
+    "logits": ("logits", "exact"),
+    "activations": ("activations", "estimated"),
+    "total": ("total", "estimated"),
+}
 
 
-def draw(prepared: Prepared, explained: Explained, console: Console) -> None:
+def show(prepared: Prepared, explained: Explained, console: Console) -> None:
+    _draw_head(prepared, console)
+    for row in explained.rows:
+        _draw_rule(row, console)
+    _draw_collectives(prepared, explained, console)
+    _draw_reads(explained, console)
+    cache = f"rank 0, {plural(explained.load.sequences(prepared.plan.mesh), 'sequence')} of "
+    cache += plural(explained.load.context, "token")
+    kv_cache = size(explained.alike[0].memory.kv_cache)
+    console.print(f"      {'KV cache':<14} {kv_cache:>10}  [dim]{cache}[/dim]")
+
+
+def explain(prepared: Prepared, explained: Explained, console: Console) -> None:
+    _draw_head(prepared, console)
+    for row in explained.rows:
+        _draw_rule(row, console)
+        _draw_meeting(row, prepared, explained, console)
+    _draw_collectives(prepared, explained, console)
+    _draw_memory(prepared, explained, console)
+    _draw_reads(explained, console)
+    if prepared.world > 1:
+        _draw_replicated(explained, console)
+    _draw_proofs(prepared, console)
+
+
+def _draw_head(prepared: Prepared, console: Console) -> None:
     plan, world = prepared.plan, prepared.world
-    ranks = f"{world} rank{'s' * (world > 1)}"
-    console.print(f"[bold]{escape(plan.path)}[/bold]")
-    console.print(f"{plan.model} on {ranks}" + (f": {plan.mesh}" if world > 1 else ""))
+    console.print(f"[bold]{escape(plan.path)}[/bold]", soft_wrap=True)
+    mesh = f": {plan.mesh}" if world > 1 else ""
+    console.print(f"{plan.model} on {plural(world, 'rank')}{mesh}")
     for line in prepared.text.splitlines():  # why `auto` chose it
         if plan.path == "auto" and line.startswith("#"):
             console.print(f"[dim]{escape(line[2:])}[/dim]")
@@ -29,40 +80,46 @@ def draw(prepared: Prepared, explained: Explained, console: Console) -> None:
     console.print()
     if world > 1:
         _draw_mesh(plan.mesh, console)
-    _draw_rules(explained.rows, console)
-    _draw_collectives(prepared, explained, console)
-    _draw_totals(prepared, explained, console)
 
 
 def _draw_mesh(mesh: Mesh, console: Console) -> None:
     """A row a dp group, a column a tp place; in it the rank and its place on the expert axes."""
-    cells = {rank: _cell(mesh, rank) for rank in range(mesh.world)}
-    shown = max(1, (WIDTH - 6) // (max(map(len, cells.values())) + 2))
-    width = max(map(len, cells.values()))
-    heads = [f"tp{tp}".ljust(width) for tp in range(min(shown, mesh.tp))]
-    console.print(f"[dim]{'':5} {'  '.join(heads).rstrip()}[/dim]")
-    for dp in range(mesh.dp):
-        row = [cells[dp * mesh.tp + tp].ljust(width) for tp in range(mesh.tp)]
-        for start in range(0, mesh.tp, shown):
+    last = f"rank {mesh.world - 1} {place(mesh, mesh.coords(mesh.world - 1))}".rstrip()
+    width = len(last)
+    shown = max(1, (WIDTH - 6) // (width + 2))
+    few = mesh.world <= MOST_RANKS
+    columns, rows = list(range(mesh.tp)), list(range(mesh.dp))
+    if not few and mesh.tp > shown:
+        columns = [*columns[: shown - 1], columns[-1]]
+    if not few and mesh.dp > shown:
+        rows = [0, 1, mesh.dp - 1]
+    heads = [f"tp{tp}".ljust(width) for tp in columns[:shown]]
+    console.print(f"[dim]{'':6}{'  '.join(heads).rstrip()}[/dim]")
+    for dp in rows:
+        if dp > 2 and rows[-1] == dp and len(rows) < mesh.dp:
+            console.print(f"[dim]{DOTS}[/dim]")
+        cells = [_cell(mesh, dp * mesh.tp + tp).ljust(width) for tp in columns]
+        if len(columns) < mesh.tp:
+            cells[-2] = DOTS.ljust(width)
+        for start in range(0, len(cells), shown):
             head = f"dp{dp}" if start == 0 else ""
-            console.print(f"[dim]{head:<5}[/dim] {'  '.join(row[start : start + shown])}".rstrip())
+            console.print(
+                f"[dim]{head:<5}[/dim] {'  '.join(cells[start : start + shown])}".rstrip()
+            )
     console.print()
 
 
 def _cell(mesh: Mesh, rank: int) -> str:
-    place = mesh.coords(rank)
-    axes = [f"{a}{getattr(place, a)}" for a in ("edp", "ep", "etp") if getattr(mesh, a) > 1]
-    return " ".join([f"rank {rank}", *axes])
+    return f"rank {rank} {place(mesh, mesh.coords(rank))}".rstrip()
 
 
-def _draw_rules(rows: tuple[Row, ...], console: Console) -> None:
-    """A line a rule, with the bytes that rank 0 holds by it, then one a parameter it names."""
-    for row in rows:
-        line = str(row.rule.line) if row.rule.line else ""
-        head = f"[dim]{line:>4}[/dim]  [bold]{escape(row.rule.pattern):<49}[/bold]"
-        console.print(f"{head} [cyan]{row.rule.style:<9}[/cyan] {size(row.nbytes):>10}")
-        for kind in row.kinds:
-            _draw_kind(kind, console)
+def _draw_rule(row: Row, console: Console) -> None:
+    """A line with the bytes that rank 0 holds by it, then one a parameter it names."""
+    line = str(row.rule.line) if row.rule.line else ""
+    head = f"[dim]{line:>4}[/dim]  [bold]{escape(row.rule.pattern):<49}[/bold]"
+    console.print(f"{head} [cyan]{row.rule.style:<9}[/cyan] {size(row.nbytes):>10}")
+    for kind in row.kinds:
+        _draw_kind(kind, console)
 
 
 def _draw_kind(kind: Kind, console: Console) -> None:
@@ -76,24 +133,9 @@ def _draw_kind(kind: Kind, console: Console) -> None:
         console.print(f"      [dim]{f'rank {rank}':>47}[/dim] {ARROW} {times(shape)}")
 
 
-def short(kind: Kind) -> str:
-    """The last name of a parameter, with its module's where that says nothing."""
-    *_, owner, last = ["", *kind.name.split(".")]
-    if last not in ("weight", "bias"):
-        return last
-    return f"{owner}.{last}" if len(owner) < 14 else owner
-
-
-def times(shape: Shape) -> str:
-    return "x".join(map(str, shape))
-
-
-def size(nbytes: float) -> str:
-    """Decimal units, as disks and cards are sold."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:.2f} {unit}"
-    return f"{nbytes:.0f} B"
+def _draw_meeting(row: Row, prepared: Prepared, explained: Explained, console: Console) -> None:
+    for said in meeting(row, explained, prepared.plan.mesh):
+        console.print(f"           [magenta]{said}[/magenta]")
 
 
 def _draw_collectives(prepared: Prepared, explained: Explained, console: Console) -> None:
@@ -110,66 +152,89 @@ def _draw_collectives(prepared: Prepared, explained: Explained, console: Console
         console.print(f"      [dim]{title}[/dim]")
         for step in steps:
             console.print(f"      {_step(prepared, step)}")
+        total = sent(steps, prepared.spec.num_hidden_layers)
+        console.print(f"      [dim]{'a token, all layers':<46}[/dim] {total:>13,.0f}")
 
 
 def _step(prepared: Prepared, step: Collective) -> str:
-    often = f"{prepared.spec.num_hidden_layers} layers" if step.per_layer else "once"
-    if step.name == "head":
-        often = "a logits row"
-    over = f"{step.group} of {prepared.plan.mesh.size(step.group)}"
-    nbytes = f"{step.nbytes:,.0f}" if step.per_token else f"{step.nbytes:,.0f} in all"
-    return f"{step.name:<18} {step.op:<14} {over:<12} {nbytes:>13}  [dim]{often}[/dim]"
+    where = over(step, prepared.plan.mesh)
+    often = how_often(step, prepared.spec.num_hidden_layers)
+    numbers = f"{where}{per_token(step):>{26 - len(where)}}"
+    return f"{step.name:<18} {step.op:<14} {numbers}  [dim]{often}[/dim]"
 
 
-def _draw_totals(prepared: Prepared, explained: Explained, console: Console) -> None:
+def _draw_memory(prepared: Prepared, explained: Explained, console: Console) -> None:
+    """A column for each set of ranks alike, the fullest and the emptiest where there are many."""
+    load, mesh = explained.load, prepared.plan.mesh
+    asked = f"{plural(load.sequences(mesh), 'sequence')} of {plural(load.context, 'token')}"
+    console.print(f"\n[bold]memory a rank[/bold]  {asked}, steps of {load.step(mesh)}")
+    shown = _columns(explained.alike)
+    heads = [_head(alike) for alike in shown]
+    console.print(f"[dim]{'':22}{''.join(f'{head:>16}' for head in heads)}[/dim]")
+    for field, (name, exact) in MEMORY.items():
+        cells = "".join(f"{size(getattr(alike.memory, field)):>16}" for alike in shown)
+        console.print(f"      {name:<16}{cells}  [dim]{exact}[/dim]")
+    memory = shown[0].memory
+    console.print(f"      [dim]{_fullest(memory)}[/dim]")
+
+
+def _columns(alike: Sequence[Alike]) -> Sequence[Alike]:
+    if len(alike) <= 3:
+        return alike
+    order = sorted(alike, key=lambda each: -each.memory.total)
+    return [order[0], order[-1]]
+
+
+def _head(alike: Alike) -> str:
+    name = named(alike.ranks)
+    return name if len(name) < 16 else f"{len(alike.ranks)} as rank {alike.ranks[0]}"
+
+
+def _fullest(memory: Memory) -> str:
+    moment = max(memory.moments, key=lambda name: memory.moments[name])
+    where = {
+        "attention": "attention: the reference holds all scores",
+        "experts": "the experts, at uniform routing",
+        "head": "the head",
+    }
+    return f"activations are fullest in {where[moment]}"
+
+
+def _draw_reads(explained: Explained, console: Console) -> None:
     console.print("\n[bold]a rank reads and holds[/bold]")
     whole = explained.checkpoint_bytes
-    for ranks, nbytes in _alike(explained.rank_bytes):
+    sums: dict[int, list[int]] = {}
+    for alike in explained.alike:
+        sums.setdefault(alike.memory.weights, []).extend(alike.ranks)
+    for nbytes, ranks in sums.items():
         share = f"{nbytes:,} bytes, {100 * nbytes / whole:.1f}% of {size(whole)}"
-        console.print(f"      {ranks:<14} {size(nbytes):>10}  [dim]{share}[/dim]")
-    positions = prepared.spec.max_position_embeddings
-    cache = f"rank 0, one sequence of {positions:,} tokens"
-    console.print(f"      {'KV cache':<14} {size(explained.kv_bytes):>10}  [dim]{cache}[/dim]")
+        name = named(sorted(ranks))
+        if len(name) > 14:  # then the figures go to a line of their own
+            console.print(f"      {name}")
+            name = ""
+        console.print(f"      {name:<14} {size(nbytes):>10}  [dim]{share}[/dim]")
 
 
-def _alike(rank_bytes: tuple[int, ...]) -> list[tuple[str, int]]:
-    """Neighbouring ranks with as many bytes in one: (`ranks 0-1`, bytes)."""
-    runs: list[list[int]] = []
-    for rank, nbytes in enumerate(rank_bytes):
-        if runs and rank_bytes[runs[-1][0]] == nbytes:
-            runs[-1].append(rank)
-        else:
-            runs.append([rank])
-    return [
-        (f"ranks {run[0]}-{run[-1]}" if len(run) > 1 else f"rank {run[0]}", rank_bytes[run[0]])
-        for run in runs
-    ]
+def _draw_replicated(explained: Explained, console: Console) -> None:
+    nbytes = sum(whole.nbytes for whole in explained.whole)
+    share = f"{100 * explained.replicated:.2f}% of the weights, {size(nbytes)}"
+    console.print(f"\n[bold]whole on every rank[/bold]  {share}")
+    for whole in explained.whole[:MOST_WHOLE]:
+        console.print(f"      {escape(whole.name):<42} {size(whole.nbytes):>10}")
+        console.print(f"           [dim]{whole.advice}[/dim]")
+    rest = explained.whole[MOST_WHOLE:]
+    if rest:
+        more = size(sum(whole.nbytes for whole in rest))
+        console.print(f"      [dim]{f'{len(rest)} more':<42}[/dim] {more:>10}")
 
 
-def as_json(prepared: Prepared, explained: Explained) -> dict[str, Any]:
-    """All of `draw`, for programs."""
-    mesh = prepared.plan.mesh
-    return {
-        "plan": prepared.plan.path,
-        "model": prepared.plan.model,
-        "world": prepared.world,
-        "digest": prepared.digest,
-        "mesh": {axis: getattr(mesh, axis) for axis in ("dp", "tp", "edp", "ep", "etp")},
-        "dispatch": explained.dispatch._asdict(),
-        "rules": [
-            {
-                **{"pattern": row.rule.pattern, "style": row.rule.style, "line": row.rule.line},
-                "bytes": row.nbytes,
-                "parameters": [kind._asdict() for kind in row.kinds],
-            }
-            for row in explained.rows
-        ],
-        "collectives": {
-            phase: [{**step._asdict(), "bytes": step.nbytes} for step in steps]
-            for phase, steps in (("prefill", explained.prefill), ("decode", explained.decode))
-        },
-        "rank_bytes": explained.rank_bytes,
-        "checkpoint_bytes": explained.checkpoint_bytes,
-        "kv_bytes": explained.kv_bytes,
-        "notes": prepared.report,
-    }
+def _draw_proofs(prepared: Prepared, console: Console) -> None:
+    console.print("\n[bold]proved[/bold]")
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True, style="dim")
+    table.add_column()
+    for proof in prepared.proofs:
+        name = Text.assemble(("✓ ", "green"), proof.name)
+        table.add_row(name, f"{proof.facts:,}", Text(proof.text))
+    console.print(table)

@@ -12,8 +12,9 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..mesh import Mesh
-from . import fields
+from . import decoder, fields
 from .family import Family
+from .flow import Flow, Step, moe_steps
 from .layout import Contradiction, Dim, Layout, Logical, Parameter, Source, whole
 from .spec import ModelSpec, Rope
 from .steps import ITEM_BYTES, Collective, Cut, DispatchName, MoE, moe_collectives, with_peers
@@ -280,4 +281,15 @@ def collectives(
     return (*first, *moe_collectives(mesh, moe, dispatch), *last)
 
 
-FAMILY = Family("gpt_oss", spec, layout, collectives)
+def flow(s: ModelSpec, dispatch: DispatchName) -> Flow:
+    """What the model's module computes: attention with sinks, then experts."""
+    at = f"{decoder.LAYER}.mlp"
+    ends = ("",) if s.experts == "plain" else ("_blocks", "_scales")
+    experts = moe_steps(dispatch, decoder.experts(f"{at}.experts", ends))
+    normed = decoder.norm("x", f"{decoder.LAYER}.post_attention_layernorm")
+    mlp = (normed, *decoder.router(f"{at}.router"), *experts, Step("add", "h", ("h", "sum")))
+    head = decoder.head("V" if s.tie_word_embeddings else "V_head")
+    return Flow(decoder.embedding(), (*decoder.attention("sinks"), *mlp), head)
+
+
+FAMILY = Family("gpt_oss", spec, layout, collectives, flow)

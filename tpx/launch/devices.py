@@ -1,4 +1,4 @@
-"""How many GPUs a process would see, without torch and without a CUDA context.
+"""How many GPUs a process would see, and which, without torch and without a CUDA context.
 
 Asks NVML, the library under nvidia-smi; where it is missing, the kernel driver's own list.
 """
@@ -8,12 +8,25 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+T = TypeVar("T")
 NVML = "libnvidia-ml.so.1"
 DRIVER_LIST = Path("/proc/driver/nvidia/gpus")
+
+
+class Gpu(NamedTuple):
+    """memory: bytes in all."""
+
+    name: str
+    memory: int
+
+
+class NvmlMemory(ctypes.Structure):  # nvmlMemory_t
+    _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong),
+                ("used", ctypes.c_ulonglong)]  # fmt: skip
 
 
 def count_gpus(environ: Mapping[str, str] | None = None) -> int:
@@ -57,6 +70,17 @@ def find_device(entry: str, uuids: list[str]) -> str | int | None:
 
 def nvml_uuids() -> list[str] | None:
     """The UUID of each GPU; None where NVML cannot be used."""
+    return ask_nvml(nvml_uuid)
+
+
+def smallest_gpu() -> Gpu | None:
+    """Of this machine's GPUs the one with the least memory; None where NVML does not say."""
+    found = [gpu for gpu in ask_nvml(nvml_gpu) or [] if gpu is not None]
+    return min(found, key=lambda gpu: gpu.memory) if found else None
+
+
+def ask_nvml(question: Callable[[Any, int], T]) -> list[T] | None:
+    """question(nvml, i) of each GPU i; None where NVML cannot be used."""
     try:
         nvml: Any = ctypes.CDLL(NVML)
     except OSError:
@@ -67,9 +91,21 @@ def nvml_uuids() -> list[str] | None:
         count = ctypes.c_uint()
         if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
             return None
-        return [nvml_uuid(nvml, i) for i in range(count.value)]
+        return [question(nvml, i) for i in range(count.value)]
     finally:
         nvml.nvmlShutdown()
+
+
+def nvml_gpu(nvml: Any, i: int) -> Gpu | None:
+    """None where the driver does not say, as for a device cut by MIG."""
+    device, text, memory = ctypes.c_void_p(), ctypes.create_string_buffer(96), NvmlMemory()
+    if nvml.nvmlDeviceGetHandleByIndex_v2(i, ctypes.byref(device)) != 0:
+        return None
+    if nvml.nvmlDeviceGetName(device, text, 96) != 0:
+        return None
+    if nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) != 0:
+        return None
+    return Gpu(text.value.decode(), memory.total)
 
 
 def nvml_uuid(nvml: Any, i: int) -> str:

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,6 +42,7 @@ class Job(NamedTuple):
     run_dir: Path
     max_restarts: int
     shutdown_timeout: int
+    note: str = ""  # a line for the user: why `auto` chose this plan
 
 
 class Model(NamedTuple):
@@ -59,7 +61,7 @@ def preflight(options: Options, environ: Mapping[str, str] | None = None) -> Job
     device, nproc = devices(options, environ)
     nodes = node_range(options.nnodes)
     meeting = rendezvous(options)
-    model = check_model(options, to_run, environ, nproc, nodes)
+    model = check_model(options, to_run, environ, device, nproc, nodes)
     run_dir = make_run_dir(options.run_dir or environ.get("TPX_RUN_DIR"))
     shutdown = options.shutdown_timeout
     if shutdown is None:
@@ -74,6 +76,7 @@ def preflight(options: Options, environ: Mapping[str, str] | None = None) -> Job
         run_dir=run_dir,
         max_restarts=options.max_restarts,
         shutdown_timeout=shutdown,
+        note=note_of(model, run_dir),
     )
 
 
@@ -115,6 +118,7 @@ def check_model(
     options: Options,
     to_run: Command,
     environ: Mapping[str, str],
+    device: str,
     nproc: int,
     nodes: tuple[int, int],
 ) -> Model:
@@ -137,7 +141,25 @@ def check_model(
         )
     from ..plan.prepare import prepare  # a script without a plan does not pay for it
 
-    return Model(name, tp_plan, prepare(name, tp_plan, nproc * nodes[1]))
+    if tp_plan != "auto":
+        return Model(name, tp_plan, prepare(name, tp_plan, nproc * nodes[1]))
+    from .wants import wants_here
+
+    batch = max(1, len(options.prompt)) if to_run.generates else None
+    wants = wants_here(device, nodes[1], nproc, batch, environ)
+    try:
+        prepared = prepare(name, tp_plan, wants.world, wants=wants)
+    except PlanError:  # it may fit with a shorter context than `auto` plans for
+        prepared = prepare(name, tp_plan, wants.world, wants=replace(wants, context=1, batch=1))
+    return Model(name, tp_plan, prepared)
+
+
+def note_of(model: Model, run_dir: Path) -> str:
+    """The first line of the reason that `auto` writes into its file."""
+    if model.prepared is None or model.tp_plan != "auto":
+        return ""
+    reason = model.prepared.plan_text().partition("\n")[0].removeprefix("# ").rstrip(".")
+    return f"plan: {reason[0].lower()}{reason[1:]}; {run_dir / 'plan.yaml'}"
 
 
 def make_run_dir(given: str | None) -> Path:

@@ -20,6 +20,7 @@ from .types import Plan, Rule
 
 KERNEL_TILE = 64  # the matmul kernels round a rank's part of a contracted dimension up to this
 MOST_LISTED = 6
+MOST_PARTS = 16
 
 
 class Assigned(NamedTuple):
@@ -29,10 +30,13 @@ class Assigned(NamedTuple):
     cut: dict[str, Rule]
 
 
-def assign(plan: Plan, layout: Layout) -> Assigned:
-    """Raises PlanError where rules and parameters do not pair, or compute wrongly together."""
-    rule_of = match_rules(plan, layout)
-    return Assigned(rule_of, split_dims(plan, layout, rule_of))
+def assign(plan: Plan, layout: Layout, prove: bool = True) -> Assigned:
+    """Raises PlanError where rules and parameters do not pair, or compute wrongly together.
+
+    prove: False lets all pass but a parameter without a rule.
+    """
+    rule_of = match_rules(plan, layout, prove)
+    return Assigned(rule_of, split_dims(plan, layout, rule_of, prove))
 
 
 class Seen(NamedTuple):
@@ -43,7 +47,9 @@ class Seen(NamedTuple):
     logical: str
 
 
-def split_dims(plan: Plan, layout: Layout, rule_of: dict[str, Rule]) -> dict[str, Rule]:
+def split_dims(
+    plan: Plan, layout: Layout, rule_of: dict[str, Rule], prove: bool = True
+) -> dict[str, Rule]:
     """The logical dimensions that the rules cut, each with the first rule that cuts it.
 
     Raises PlanError where two parameters that share a dimension are not cut alike: the plan would
@@ -56,7 +62,7 @@ def split_dims(plan: Plan, layout: Layout, rule_of: dict[str, Rule]) -> dict[str
         done = cut_by(rule_of[name].style, parameter, layout)
         for logical in sorted(logical_of(parameter)):
             seen = Seen(rule_of[name], name, logical)
-            for alike in partner.get(logical, (logical,)):
+            for alike in partner.get(logical, (logical,)) if prove else ():
                 if logical in done and alike in kept:
                     raise _disagree(plan, layout, seen, kept[alike])
                 if logical not in done and alike in cut:
@@ -75,6 +81,7 @@ def _disagree(plan: Plan, layout: Layout, cut: Seen, whole: Seen) -> PlanError:
         f"{at(plan, cut.rule, whole.rule)}: `{generalised(cut.parameter)}` cuts {dim.config_key} "
         f"over {dim.axis}, but `{name}` holds {held} whole",
         f"use `{fits[0]}` for `{name}`, or `replicate` for both",
+        code="P301" if getattr(plan.mesh, dim.axis) > 1 else "P405",
     )
 
 
@@ -84,21 +91,30 @@ def check_divides(plan: Plan, layout: Layout, cut: dict[str, Rule]) -> int:
         dim = layout.dims[name]
         parts = getattr(plan.mesh, dim.axis)
         if not divides(dim, parts, rule.uneven):
-            raise (
-                _uneven(plan, dim, rule, parts)
-                if dim.uneven == "ask"
-                else _not_divided(plan, layout, cut, dim, parts)
-            )
+            if dim.table:
+                raise _no_row(plan, dim, rule, parts)
+            if dim.uneven == "ask":
+                raise _uneven(plan, dim, rule, parts)
+            raise _not_divided(plan, layout, cut, dim, parts)
     return len(cut)
 
 
 def divides(dim: Logical, parts: int, uneven: bool = False) -> bool:
     """Whether `parts` ranks can share the dimension."""
     if dim.uneven == "yes" or (dim.uneven == "ask" and uneven):
-        return True
+        return not dim.table or parts <= dim.units
     if dim.replicable and parts > dim.units:
         return parts % dim.units == 0
     return dim.units % parts == 0
+
+
+def _no_row(plan: Plan, dim: Logical, rule: Rule, parts: int) -> PlanError:
+    return PlanError(
+        f"{at(plan, rule)}: `{rule.pattern}` cuts {dim.config_key} {dim.units} over {dim.axis} "
+        f"{parts}, and {parts - dim.units} of the ranks would hold no row",
+        f"use `replicate`, or {dim.axis} {dim.units} or less",
+        code="P202",
+    )
 
 
 def _uneven(plan: Plan, dim: Logical, rule: Rule, parts: int) -> PlanError:
@@ -110,10 +126,16 @@ def _uneven(plan: Plan, dim: Logical, rule: Rule, parts: int) -> PlanError:
     instead = f", or use {dim.axis} {numbers(works)}" if works else ""
     return PlanError(
         f"{at(plan, rule)}: `{rule.pattern}` cuts {dim.config_key} {dim.size}{blocks} into "
-        f"{parts} unequal parts ({', '.join(map(str, lengths))})",
+        f"{parts} unequal parts ({_listed(lengths)})",
         f"this is exact and costs {padding:.1f}% padding in the kernel; "
         f"say `uneven: true` to accept it{instead}",
+        code="P407",
     )
+
+
+def _listed(lengths: list[int]) -> str:
+    more = ", ..." * (len(lengths) > MOST_PARTS)
+    return ", ".join(map(str, lengths[:MOST_PARTS])) + more
 
 
 def _not_divided(
@@ -123,7 +145,7 @@ def _not_divided(
     same_axis = [layout.dims[name] for name in cut if layout.dims[name].axis == dim.axis]
     works = [
         n
-        for n in range(1, max(d.units for d in same_axis) + 1)
+        for n in range(1, max(d.units for d in same_axis if not d.table) + 1)
         if all(divides(d, n, cut[d.name].uneven) for d in same_axis)
     ]
     rule = cut[dim.name]
@@ -134,6 +156,7 @@ def _not_divided(
         f"{at(plan, rule)}: `{rule.pattern}` cuts {dim.config_key} {dim.units} over "
         f"{dim.axis} {parts}, and {fault}",
         f"use {dim.axis} {numbers(works)}",
+        code="P201" if dim.axis == "tp" else "P418",
     )
 
 
@@ -147,16 +170,16 @@ def cuts_of(layout: Layout, cut: Iterable[str], mesh: Mesh, where: Coords) -> di
     """What the rank at `where` holds of every logical dimension, cut or not."""
     cut = set(cut)
     return {
-        name: _cut(dim, mesh, where) if name in cut else Cut(None, 0, dim.size)
+        name: cuts_along(dim, name in cut, getattr(mesh, dim.axis))[getattr(where, dim.axis)]
         for name, dim in layout.dims.items()
     }
 
 
-def _cut(dim: Logical, mesh: Mesh, where: Coords) -> Cut:
-    parts, index = getattr(mesh, dim.axis), getattr(where, dim.axis)
-    if parts == 1:
-        return Cut(None, 0, dim.size)
-    if dim.replicable and parts > dim.units:
-        # parts / units neighbours hold the same unit, the one their query heads belong to
-        index, parts = index * dim.units // parts, dim.units
-    return Cut(dim.axis, *split(dim.size, parts, dim.unit)[index])
+def cuts_along(dim: Logical, is_cut: bool, parts: int) -> list[Cut]:
+    """What the rank at each of `parts` places on the dimension's axis holds of it."""
+    if parts == 1 or not is_cut:
+        return [Cut(None, 0, dim.size)] * parts
+    # parts / units neighbours hold the same unit, the one their query heads belong to
+    shared = dim.replicable and parts > dim.units
+    pieces = split(dim.size, dim.units if shared else parts, dim.unit)
+    return [Cut(dim.axis, *pieces[i * len(pieces) // parts]) for i in range(parts)]

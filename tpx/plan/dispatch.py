@@ -16,16 +16,21 @@ NAMED: dict[str, DispatchName] = {
 }
 
 
-def choose_dispatch(plan: Plan) -> DispatchPlan:
-    """The dispatch for prefill and decode. Raises PlanError for a word the mesh does not allow."""
-    rule = _expert_rule(plan)
+def choose_dispatch(plan: Plan, prove: bool = True) -> DispatchPlan:
+    """The dispatch for prefill and decode. Raises PlanError for a word the mesh does not allow.
+
+    prove: False allows every word.
+    """
+    rule = _expert_rule(plan, prove)
     word = "auto" if rule is None else rule.dispatch
     if rule is not None and word != "auto":
-        reason = _refused(plan.mesh, word)
-        if reason:
+        refused = _refused(plan.mesh, word) if prove else None
+        if refused:
+            code, reason = refused
             raise PlanError(
                 f"{at(plan, rule)}: dispatch `{word}` does not fit the mesh: {reason}",
                 "leave `dispatch` out, or say `auto`",
+                code=code,
             )
         name = NAMED[word]
         return DispatchPlan(name, name)
@@ -40,15 +45,16 @@ def choose_dispatch(plan: Plan) -> DispatchPlan:
     return DispatchPlan("all_to_all", "gather")
 
 
-def _expert_rule(plan: Plan) -> Rule | None:
+def _expert_rule(plan: Plan, prove: bool) -> Rule | None:
     """The rule of the experts; several for their parameters must say the same. None: no rule."""
     rules = [rule for rule in plan.rules if rule.style == "expert"]
-    for rule in rules[1:]:
+    for rule in rules[1:] if prove else ():
         if (rule.dispatch, rule.uneven) != (rules[0].dispatch, rules[0].uneven):
             raise PlanError(
                 f"{at(plan, rules[0], rule)}: two rules for experts differ in `dispatch` "
                 "or `uneven`",
                 "write one rule for all parameters of the experts",
+                code="P408",
             )
     return rules[0] if rules else None
 
@@ -58,20 +64,22 @@ def inside_tp(mesh: Mesh) -> bool:
     return mesh.tp % mesh.expert_size == 0
 
 
-def _refused(mesh: Mesh, word: str) -> str | None:
-    """Why the mesh does not allow `word`; None: it does."""
+def _refused(mesh: Mesh, word: str) -> tuple[str, str] | None:
+    """Why the mesh does not allow `word`: a code and a reason; None: it does."""
     size = mesh.expert_size
     if size == 1:
-        return "ep and etp are 1, so each rank holds every expert and sends nothing"
+        return "P406", "ep and etp are 1, so each rank holds every expert and sends nothing"
     if word == "replicated" and not inside_tp(mesh):
-        return (
+        return "P307", (
             f"an expert group of {size} ranks spans {size // mesh.tp} tp groups, "
             "whose tokens differ"
         )
     if word == "gather" and inside_tp(mesh):
-        return f"the {size} ranks of an expert group lie in one tp group and see the same tokens"
+        return "P406", (
+            f"the {size} ranks of an expert group lie in one tp group and see the same tokens"
+        )
     if word == "all_to_all" and mesh.ep == 1:
-        return "ep is 1, so every rank holds a part of every expert"
+        return "P406", "ep is 1, so every rank holds a part of every expert"
     return None
 
 

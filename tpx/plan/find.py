@@ -32,12 +32,14 @@ def find_plan(tp_plan: str, model_type: str) -> Path:
                 f"plan file `{tp_plan}` does not exist",
                 "give a path to a file, or a shipped plan's name: "
                 + did_you_mean(path.stem, shipped),
+                code="P412",
             )
         return path
     if tp_plan not in shipped:
         raise PlanError(
             f"there is no plan `{tp_plan}` for `{model_type}`",
             did_you_mean(tp_plan, shipped) + " (the name of a file ends in `.yaml`)",
+            code="P412",
         )
     return shipped[tp_plan]
 

@@ -38,20 +38,27 @@ RUNS_ONLY = ("local_params", "gather")
 
 
 def from_hf(
-    tp_plan: Mapping[str, str], layout: Layout, model_type: str, world: int
+    tp_plan: Mapping[str, str],
+    layout: Layout,
+    model_type: str,
+    world: int,
+    ep_plan: Mapping[str, str] | None = None,
+    dispatch: str = "auto",
 ) -> tuple[Plan, tuple[str, ...]]:
     """-> (a complete plan, notes on what it replicates). tp is `world`; ep too, if experts are cut.
 
-    Raises PlanError for an unknown word and for a name that the model does not have.
+    ep_plan: goes before tp_plan, as there. dispatch: of the experts' rule, where they are cut over
+    several ranks. Raises PlanError for an unknown word and for a name that the model does not have.
     """
-    style_of = _styles(tp_plan, layout)
+    style_of = _styles(tp_plan, layout) | _styles(ep_plan or {}, layout)
     named = units(layout)
     of_unit = {unit: _one_style(unit, names, style_of) for unit, names in named.items()}
     experts = "expert" in of_unit.values()
     mesh = Mesh(tp=world, ep=world) if experts else Mesh(tp=world, edp=world)
+    word = dispatch if world > 1 else "auto"
     rules = rules_for(
         {unit: style or "replicate" for unit, style in of_unit.items()},
-        lambda pattern, style: Rule(pattern, style, 0),
+        lambda pattern, style: Rule(pattern, style, 0, word if style == "expert" else "auto"),
     )
     silent = {
         unit: "replicate"

@@ -42,6 +42,7 @@ def load_plan(path: Path, name: str | None = None) -> Plan:
         raise PlanError(
             f"plan file `{path}` cannot be read: {error.strerror}",
             "give a path to a .yaml file, or a shipped plan's name",
+            code="P412",
         ) from error
     return _plan(read_yaml(data, name or str(path)), name or str(path))
 
@@ -65,6 +66,7 @@ class Field(NamedTuple):
         return PlanError(
             f"plan `{self.plan}`, line {self.node.line}: `{self.key}` is {found}, not {wanted}",
             hint,
+            code="P409",
         )
 
     def mapping(self, known: Collection[str] | None = None) -> dict[str, Field]:
@@ -78,6 +80,7 @@ class Field(NamedTuple):
                 raise PlanError(
                     f"plan `{self.plan}`, line {key.line}: unknown key `{key.text}`{inside}",
                     did_you_mean(key.text, known),
+                    code="P401",
                 )
         return {key.text: Field(self.plan, key.text, value) for key, value in self.node.items}
 
@@ -89,6 +92,7 @@ class Field(NamedTuple):
             raise PlanError(
                 f"plan `{self.plan}`, line {self.node.line}: unknown {self.key} `{self.node.text}`",
                 hint,
+                code="P401",
             )
         return self.node.text
 
@@ -127,30 +131,35 @@ def _plan(node: Node, name: str) -> Plan:
             f"plan `{name}`, line {node.line}: a plan is a mapping with the keys "
             "`tpx`, `model`, `mesh` and `modules`",
             "start from a copy of a shipped plan, such as `tp2-ep2`",
+            code="P411",
         )
     fields = Field(name, "", node).mapping(TOP_LEVEL)
     for key in TOP_LEVEL[:4]:
         if key not in fields:
-            raise PlanError(f"plan `{name}` has no `{key}`", f"add {EXAMPLES[key]}")
+            raise PlanError(f"plan `{name}` has no `{key}`", f"add {EXAMPLES[key]}", code="P410")
     if fields["tpx"].word() != "1":
         raise fields["tpx"].wrong("version `1`, the only one there is", "write `tpx: 1`")
     limits = fields.get("limits")
+    rules = _rules(fields["modules"])
     return Plan(
         path=name,
         model=fields["model"].word(),
-        mesh=_mesh(fields["mesh"]),
-        rules=_rules(fields["modules"]),
+        mesh=_mesh(fields["mesh"], rules),
+        rules=rules,
         limits=_limits(limits) if limits else Limits(),
     )
 
 
-def _mesh(field: Field) -> Mesh:
+def _mesh(field: Field, rules: tuple[Rule, ...]) -> Mesh:
     sizes = {axis: size.integer() for axis, size in field.mapping(AXES).items()}
     try:
         return Mesh(**sizes)
     except PlanError as error:
         message = f"plan `{field.plan}`, line {field.node.line}: {error.message}"
-        raise PlanError(message, error.hint) from None
+        code = error.code
+        if code == "P305" and any(rule.dispatch == "gather" for rule in rules):
+            code = "P417"  # gathered tokens are the same on all ranks, whatever the mesh
+        raise PlanError(message, error.hint, code=code) from None
 
 
 def _rules(field: Field) -> tuple[Rule, ...]:
@@ -173,6 +182,7 @@ def _rule(plan: str, key: Scalar, node: Node) -> Rule:
         raise PlanError(
             f"plan `{plan}`, line {key.line}: pattern `{key.text}` cannot be read: {error}",
             "`*` is one name between dots and `{a,b}` are alternatives; nothing else is special",
+            code="P411",
         ) from None
     if not isinstance(node, Mapping):
         field = Field(plan, "style", node)
@@ -184,6 +194,7 @@ def _rule(plan: str, key: Scalar, node: Node) -> Rule:
         raise PlanError(
             f"plan `{plan}`, line {key.line}: `{key.text}` has no `style`",
             "write `{style: expert}` with the other options beside it",
+            code="P410",
         )
     style = options["style"].word(STYLES)
     for option in ("dispatch", "uneven"):
@@ -191,6 +202,7 @@ def _rule(plan: str, key: Scalar, node: Node) -> Rule:
             raise PlanError(
                 f"plan `{plan}`, line {key.line}: `{option}` does not belong to style `{style}`",
                 f"write `{key.text}: {style}`; `dispatch` and `uneven` go with `expert`",
+                code="P413",
             )
     return Rule(
         key.text,

@@ -17,34 +17,38 @@ def at(plan: Plan, *rules: Rule) -> str:
     return f"plan `{plan.path}`, line{'s' * (len(lines) > 1)} {' and '.join(map(str, lines))}"
 
 
-def match_rules(plan: Plan, layout: Layout) -> dict[str, Rule]:
-    """The rule of each parameter, in the layout's order. Raises PlanError."""
+def match_rules(plan: Plan, layout: Layout, prove: bool = True) -> dict[str, Rule]:
+    """The rule of each parameter, in the layout's order. Raises PlanError.
+
+    prove: False takes the first rule of each parameter, whatever its style.
+    """
     found: dict[str, Rule] = {}
     for rule in plan.rules:
-        for name in _matched(plan, rule, layout):
-            if name in found:
+        for name in _matched(plan, rule, layout, prove):
+            if name in found and prove:
                 raise _two_rules(plan, name, found[name], rule)
-            found[name] = rule
+            found.setdefault(name, rule)
     for name in layout.parameters:
         if name not in found:
             raise _no_rule(plan, name, layout, found)
-    for name in layout.parameters:
+    for name in layout.parameters if prove else ():
         _check_style(plan, name, found[name], layout)
     return {name: found[name] for name in layout.parameters}
 
 
-def _matched(plan: Plan, rule: Rule, layout: Layout) -> list[str]:
+def _matched(plan: Plan, rule: Rule, layout: Layout, prove: bool) -> list[str]:
     """The parameters of a rule, each once. Every alternative of the pattern must match one."""
     found: dict[str, None] = {}
     for text in expand(rule.pattern):
         pattern = Pattern(text)
         matched = [name for name in layout.parameters if pattern.matches(name)]
-        if not matched:
+        if not matched and prove:
             kept, stray, choices = first_stray(text, layout.parameters)
             inside = f"`{kept}` has no `{stray}`" if kept else f"there is no `{stray}`"
             raise PlanError(
                 f"{at(plan, rule)}: `{rule.pattern}` matches nothing: {inside}",
                 did_you_mean(stray, choices) if choices else f"nothing lies under `{kept}`",
+                code="P402",
             )
         found |= dict.fromkeys(matched)
     return list(found)
@@ -54,6 +58,7 @@ def _two_rules(plan: Plan, name: str, first: Rule, second: Rule) -> PlanError:
     return PlanError(
         f"{at(plan, first, second)}: both `{first.pattern}` and `{second.pattern}` match `{name}`",
         "change one of them: exactly one rule may match a parameter, and order has no meaning",
+        code="P403",
     )
 
 
@@ -65,6 +70,7 @@ def _no_rule(plan: Plan, name: str, layout: Layout, found: dict[str, Rule]) -> P
     return PlanError(
         f"plan `{plan.path}` has no rule for `{shown}`",
         f"add a line `{shown}: STYLE` with style {or_list(styles)}",
+        code="P101",
     )
 
 
@@ -75,4 +81,5 @@ def _check_style(plan: Plan, name: str, rule: Rule, layout: Layout) -> None:
         raise PlanError(
             f"{at(plan, rule)}: style `{rule.style}` does not fit `{name}`",
             f"use {or_list(styles)}",
+            code="P404",
         )

@@ -26,6 +26,7 @@ from .hf import from_hf
 from .proofs import Proof, prove
 from .resolve import resolve
 from .types import Plan, RankPlan
+from .wants import Wants
 from .write import to_yaml
 
 TpPlan = str | os.PathLike[str] | Mapping[str, str]
@@ -64,12 +65,16 @@ class Prepared:
 
 
 def prepare(
-    model: str | os.PathLike[str], tp_plan: TpPlan, world: int, revision: str | None = None
+    model: str | os.PathLike[str],
+    tp_plan: TpPlan,
+    world: int,
+    revision: str | None = None,
+    wants: Wants | None = None,
 ) -> Prepared:
     """Finds the model, reads config and headers, and proves the plan for `world` ranks.
 
-    tp_plan: "auto", a path, a shipped plan's name, or a dict in Hugging Face's form. Raises
-    PlanError and CheckpointError.
+    tp_plan: "auto", a path, a shipped plan's name, or a dict in Hugging Face's form. wants: what
+    "auto" plans for; without it the least memory. Raises PlanError and CheckpointError.
     """
     folder = find_model(str(model), revision)
     config = read_config(folder)
@@ -77,8 +82,8 @@ def prepare(
     spec = family.spec(config)
     layout = family.layout(spec)
     index = CheckpointIndex.open(folder)
-    plan, text, report = _plan(tp_plan, family, spec, layout, index, world)
-    proofs = tuple(prove(plan, spec, layout, index, world))
+    plan, text, report = _plan(tp_plan, family, spec, layout, index, wants or Wants(world))
+    proofs = tuple(prove(plan, spec, layout, index, world, family))
     digest = _digest(to_yaml(plan), config, index)
     return Prepared(
         folder=folder,
@@ -104,18 +109,19 @@ def _plan(
     spec: ModelSpec,
     layout: Layout,
     index: CheckpointIndex,
-    world: int,
+    wants: Wants,
 ) -> tuple[Plan, str, tuple[str, ...]]:
     if isinstance(tp_plan, Mapping):
-        plan, notes = from_hf(tp_plan, layout, family.model_type, world)
+        plan, notes = from_hf(tp_plan, layout, family.model_type, wants.world)
         return plan, to_yaml(plan, "\n".join(notes)), notes
     if not isinstance(tp_plan, str | os.PathLike):
         raise PlanError(
             f"tp_plan is a `{type(tp_plan).__name__}`",
             "give `auto`, a path, a shipped plan's name, or a dict in Hugging Face's form",
+            code="P409",
         )
     if str(tp_plan) == "auto":
-        plan, text = auto_plan(spec, layout, index, world, None, family.collectives)
+        plan, text = auto_plan(spec, layout, index, wants, family.collectives)
         return plan, text, ()
     plan = read_plan(str(tp_plan), family.model_type)
     return plan, to_yaml(plan), ()

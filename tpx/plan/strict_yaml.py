@@ -45,13 +45,16 @@ def read_yaml(data: bytes, name: str) -> Node:
         raise PlanError(
             f"plan `{name}` has {len(data):,} bytes, more than {MOST_BYTES:,}",
             "a plan is a page of text; is this the right file?",
+            code="P411",
         )
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise PlanError(
-            f"plan `{name}`, line {line}: a byte that is not UTF-8", "save the file as UTF-8"
+            f"plan `{name}`, line {line}: a byte that is not UTF-8",
+            "save the file as UTF-8",
+            code="P411",
         ) from error
     try:
         return _document(yaml.parse(text, Loader=yaml.SafeLoader), name)
@@ -61,11 +64,14 @@ def read_yaml(data: bytes, name: str) -> Node:
         raise PlanError(
             f"plan `{name}`, line {line}: this is not YAML: {error.problem or error.context}",
             "write one `name: value` a line",
+            code="P411",
         ) from error
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         raise PlanError(
-            f"plan `{name}`, line {line}: a character that YAML does not allow", "delete it"
+            f"plan `{name}`, line {line}: a character that YAML does not allow",
+            "delete it",
+            code="P411",
         ) from error
 
 
@@ -79,7 +85,9 @@ def _document(events: Iterator[yaml.Event], name: str) -> Node:
             found = _node(event, events, name, 1)
     if found is None or (isinstance(found, Scalar) and not found.text):
         raise PlanError(
-            f"plan `{name}` is empty", "start from a copy of a shipped plan, such as `tp2-ep2`"
+            f"plan `{name}` is empty",
+            "start from a copy of a shipped plan, such as `tp2-ep2`",
+            code="P411",
         )
     return found
 
@@ -119,13 +127,15 @@ def _mapping(events: Iterator[yaml.Event], name: str, level: int) -> Iterator[tu
                 f"plan `{name}`, line {key.line}: key `{key.text}` is already on line "
                 f"{lines[key.text]}",
                 "delete one of the two",
+                code="P403",
             )
         lines[key.text] = key.line
         yield key, _node(next(events), events, name, level + 1)
 
 
 def _wrong(name: str, event: yaml.Event, what: str, hint: str) -> PlanError:
-    return PlanError(f"plan `{name}`, line {_line(event)}: {what}, which plans do not have", hint)
+    message = f"plan `{name}`, line {_line(event)}: {what}, which plans do not have"
+    return PlanError(message, hint, code="P411")
 
 
 def _line(event: yaml.Event) -> int:
