@@ -6,6 +6,7 @@ The reference is transformers' GptOssForCausalLM in float32 with eager attention
 from __future__ import annotations
 
 import functools
+import random
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from make_checkpoint import gpt_oss_config, make_checkpoint
 
 import tpx
 from tpx.config import read_config
+from tpx.mesh import Mesh
 
 TOLERANCE = 2e-5  # of the largest logit
 GREEDY = 64
@@ -76,11 +78,41 @@ CONFIGS: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
+def drawn_config(seed: int) -> tuple[dict[str, Any], str, str]:
+    """A config as in CONFIGS, of sizes drawn from the awkward ones."""
+    draw = random.Random(seed)
+    experts = draw.randint(3, 16)
+    kv_heads = draw.choice([1, 2, 4, 8])
+    described = config(
+        draw.choice([64, 96, 128]),
+        draw.choice([3, 5, 7, 9]),
+        experts,
+        min(experts, draw.choice([2, 3, 4])),
+        heads=kv_heads * draw.choice([1, 2, 4]),
+        kv_heads=kv_heads,
+        head_dim=draw.choice([8, 16, 32]),
+        vocab=draw.choice([131, 257]),
+        window=draw.choice([4, 8, 16]),
+        layers=draw.choice([2, 3]),
+    )
+    return described, draw.choice(["mxfp4", "bf16"]), draw.choice(["old", "new"])
+
+
+def fits(described: dict[str, Any], mesh: Mesh) -> bool:
+    """Whether a shipped plan of this mesh can cut the model."""
+    heads, kv_heads = described["num_attention_heads"], described["num_key_value_heads"]
+    cut = heads % mesh.tp == 0 and (kv_heads % mesh.tp == 0 or mesh.tp % kv_heads == 0)
+    return cut and described["num_local_experts"] % mesh.ep == 0
+
+
 def build(folder: Path, name: str, seed: int = 0) -> Path:
     """Writes the checkpoint of one of CONFIGS."""
-    described, experts, form = CONFIGS[name]
-    make_checkpoint(folder, described, seed=seed, shards=2, experts=experts, rope_form=form)
-    return folder
+    return write(folder, CONFIGS[name], seed)
+
+
+def write(folder: Path, described: tuple[dict[str, Any], str, str], seed: int = 0) -> Path:
+    config, experts, form = described
+    return make_checkpoint(folder, config, seed=seed, shards=2, experts=experts, rope_form=form)
 
 
 def prompts(vocab: int, lengths: tuple[int, ...] = (1, 5, 21)) -> list[list[int]]:

@@ -67,6 +67,7 @@ USES_ITS_OWN_GROUP = """
     if dist.get_rank() == 0:
         print(tuple(logits.shape), len(tokens[0].token_ids), llm.report.mesh.world)
         print(os.environ["TPX_TP_PLAN"])
+    dist.destroy_process_group()
 """
 
 

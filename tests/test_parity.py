@@ -12,10 +12,13 @@ from parity import (
     answer,
     build,
     compare,
+    drawn_config,
+    fits,
     one_prompt,
     prompts,
     reference,
     relative_error,
+    write,
 )
 from ranks import ranks
 
@@ -25,6 +28,7 @@ from tpx.plan.load import load_plan
 
 MESHES = {name: load_plan(path).mesh for name, path in shipped_plans("gpt_oss").items()}
 EVERY_COMMIT = ("3-blocks", "7-blocks")  # the other configs are in `make test-more`
+DRAWN, DRAWN_IN_CI = 200, 15  # sizes drawn for `make soak`; the first of them for `make test-more`
 DP_PLANS = sorted(name for name, mesh in MESHES.items() if mesh.dp > 1)
 
 
@@ -37,7 +41,7 @@ def cases():
     """Every (plan, config) whose experts the plan's ep divides."""
     for plan, mesh in sorted(MESHES.items()):
         for name, (config, _, _) in CONFIGS.items():
-            if config["num_local_experts"] % mesh.ep == 0:
+            if fits(config, mesh):
                 marks = () if name in EVERY_COMMIT else (pytest.mark.more,)
                 yield pytest.param(plan, name, id=f"{plan}-{name}", marks=marks)
 
@@ -47,6 +51,26 @@ def test_logits_and_greedy_tokens_equal_transformers(plan, name, checkpoints):
     theirs = reference(checkpoints[name])
     vocab = CONFIGS[name][0]["vocab_size"]
     for ours in ranks(MESHES[plan].world).run(answer, str(checkpoints[name]), plan, vocab):
+        compare(ours, theirs)
+
+
+def drawn_cases():
+    """Sizes drawn by a seed, each at one shipped plan that can cut them, the plans in turn."""
+    plans = sorted(MESHES)
+    for seed in range(DRAWN):
+        config = drawn_config(seed)[0]
+        feasible = [name for name in plans if fits(config, MESHES[name])]
+        mark = pytest.mark.more if seed < DRAWN_IN_CI else pytest.mark.soak
+        yield pytest.param(seed, feasible[seed % len(feasible)], marks=mark)
+
+
+@pytest.mark.parametrize(("seed", "plan"), list(drawn_cases()))
+def test_drawn_sizes_equal_transformers(seed, plan, tmp_path):
+    described = drawn_config(seed)
+    folder = write(tmp_path, described, seed)
+    theirs = reference(folder, greedy=16)
+    vocab = described[0]["vocab_size"]
+    for ours in ranks(MESHES[plan].world).run(answer, str(folder), plan, vocab, 16):
         compare(ours, theirs)
 
 
