@@ -123,8 +123,6 @@ def shadowing_packages(root: Path = ROOT) -> list[str]:
     return [folder for folder in folders if (root / folder / "__init__.py").exists()]
 
 
-def shell_commands(markdown: str) -> list[str]:
-    """The command lines of a page's ```sh blocks, continuation lines joined, comments dropped."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [stripped for line in lines if (stripped := re.sub(r"\s+#.*", "", line).strip())]
+def shell_blocks(markdown: str) -> list[str]:
+    """A page's ```sh blocks, each a script that a reader runs from the repository's root."""
+    return re.findall(r"^```sh\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
