@@ -14,6 +14,7 @@ from tpx.comm import Record
 from tpx.families.steps import Collective
 from tpx.plan.find import plans_for_world
 from tpx.plan.prepare import Prepared, prepare
+from tpx.split import split
 
 TOKENS = 12  # of each dp group's prompt
 ROUTED = (
@@ -55,6 +56,14 @@ def said(step: Any) -> tuple[str, str, str]:
     return step.name, step.op, step.group
 
 
+def slice_of(prepared: Prepared, rank: int, tokens: int) -> int:
+    """Of a tp group's tokens, how many this rank takes."""
+    mesh = prepared.plan.mesh
+    slices = split(tokens, mesh.tp // mesh.etp)
+    start, stop = slices[mesh.coords(rank).tp // mesh.etp]
+    return stop - start
+
+
 @pytest.mark.parametrize(("name", "world"), PLANS)
 def test_a_run_records_the_collectives_that_its_plan_predicts(checkpoint, name, world):
     prepared = prepare(checkpoint, name, world)
@@ -63,10 +72,15 @@ def test_a_run_records_the_collectives_that_its_plan_predicts(checkpoint, name, 
         prefill = predicted(prepared, rank, "prefill")
         decode = predicted(prepared, rank, "decode")
         assert [said(r) for r in records] == [said(s) for s in (*prefill, *decode)]
-        for step, record in zip(prefill, records, strict=False):
-            tokens = {"head": 1}.get(step.name, TOKENS) if step.per_token else 1
+        tokens = [TOKENS] * len(prefill) + [1] * len(decode)
+        for step, record, mine in zip((*prefill, *decode), records, tokens, strict=True):
+            times = 1 if step.name == "head" or not step.per_token else mine
+            if step.name == "moe.slices":  # predicted on average: a tp group's tokens, dealt out
+                times = len(prepared.plan.mesh.group("slice", rank)) * slice_of(
+                    prepared, rank, mine
+                )
             if step.name not in ROUTED:
-                assert record.nbytes == tokens * step.nbytes, f"{rank=} {step} {record}"
+                assert record.nbytes == times * step.nbytes, f"{rank=} {step} {record}"
 
 
 def test_rows_that_routing_decides_are_predicted_on_average(tmp_path):
