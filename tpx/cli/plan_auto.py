@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     layout, index = family.layout(spec), CheckpointIndex.open(folder)
     found = search(Model.of(spec, layout, index, family.collectives), wants)
     text = text_of(found)
-    proofs = prove(parse_plan(text, "auto"), spec, layout, index, args.world)
+    proofs = prove(parse_plan(text, "auto"), spec, layout, index, args.world, family)
     why = why_not(found, index, args.why_not) if args.why_not else None
     if args.out and not args.why_not:
         write(args.out, text)
