@@ -134,7 +134,7 @@ def test_json_holds_the_same_values_and_every_figures_source(capsys, gpt_oss_120
         ["buffers"],
     )
     assert data["links"] == {"measured": False, "note": data["links"]["note"]}
-    assert data["figures"]["read"]["source"].startswith("measured: a copy in memory")
+    assert data["figures"]["read"]["source"].startswith("measured 2026-11, torch 2.11.0: a copy")
     assert data["plan"].startswith("# Chosen for 8 ranks by time on h100")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from tpx.engine.blocks import GONE, PAGE, Blocks, Pool, pages_for, resting_pages, window_pages
+from tpx.engine.blocks import GONE, Blocks, Pool, pages_for, resting_pages, window_pages
 from tpx.engine.request import Request
 from tpx.engine.scheduler import Chunk, Scheduler
+from tpx.plan.buffers import PAGE
 
 
 def request(number: int, prompt: int, new: int = 1, **changes) -> Request:

@@ -14,7 +14,7 @@ from tpx.errors import PlanError
 from tpx.families import family_of
 from tpx.index import CheckpointIndex
 from tpx.mesh import Mesh
-from tpx.plan.auto import auto_plan, meshes, plan_of, weigh_plan
+from tpx.plan.auto import meshes, plan_of, weigh_plan
 from tpx.plan.curve import Curve
 from tpx.plan.cuts import cuts_of
 from tpx.plan.find import plans_for_world, shipped_plans
@@ -22,6 +22,7 @@ from tpx.plan.links import Key, Table
 from tpx.plan.load import load_plan, parse_plan
 from tpx.plan.prepare import prepare
 from tpx.plan.proofs import prove
+from tpx.plan.reason import auto_plan
 from tpx.plan.topology import span_of
 from tpx.plan.wants import Wants, Work
 from tpx.plan.write import to_yaml

@@ -14,8 +14,7 @@ from tiny import tiny_checkpoint
 from torch.profiler import ProfilerActivity, profile
 
 import tpx
-from tpx.engine.blocks import PAGE
-from tpx.engine.engine import STEP_TOKENS, Engine
+from tpx.engine.engine import Engine
 from tpx.families.steps import ITEM_BYTES
 from tpx.mesh import Mesh
 from tpx.plan import buffers
@@ -66,10 +65,6 @@ def test_ranks_read_and_hold_the_bytes_that_every_shipped_plan_predicts(tiny, wo
                     assert by_rank[rank][at][1] == memory.kv_cache + memory.pages, plan
 
 
-def test_sizes_of_the_engine_are_the_engines():
-    assert (buffers.PAGE, buffers.STEP_TOKENS) == (PAGE, STEP_TOKENS)
-
-
 def peak(engine: Engine) -> int:
     """Bytes that a step allocates, at most at once."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -110,7 +105,7 @@ def test_activations_are_estimated_within_a_quarter(tmp_path, dtype, load, layer
     with tpx.LLM(folder, tp_plan="tp1", dtype=dtype, device="cpu") as llm:
         params = tpx.SamplingParams(max_tokens=1)
         engine = llm._engine(llm._answers([[7] * load.context] * load.batch, params))
-        for _ in range(-(-load.context * load.batch // STEP_TOKENS) - 1):
+        for _ in range(-(-load.context * load.batch // buffers.STEP_TOKENS) - 1):
             engine.step()
         measured = peak(engine)
     predicted = max(found.values()) + (logits if where == "head" else 0)

@@ -14,11 +14,11 @@ from tpx.families.layout import Dim, Layout, Logical, Parameter, Source, whole
 from tpx.families.steps import Cut
 from tpx.index import DTYPE_BITS, CheckpointIndex, TensorMeta
 from tpx.mesh import Mesh
-from tpx.plan.auto import auto_plan
 from tpx.plan.find import shipped_plans
 from tpx.plan.memory import Weights
 from tpx.plan.prepare import prepare
 from tpx.plan.proofs import prove
+from tpx.plan.reason import auto_plan
 from tpx.plan.resolve import resolve
 from tpx.plan.types import Plan, RankPlan, Rule, Shard
 from tpx.plan.wants import Wants

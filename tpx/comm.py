@@ -39,6 +39,11 @@ class Record(NamedTuple):
     dtype: str
     nbytes: int
 
+    @classmethod
+    def of(cls, name: str, op: str, group: str, x: Tensor) -> Record:
+        dtype = str(x.dtype).removeprefix("torch.")
+        return cls(name, op, group, tuple(x.shape), dtype, x.nbytes)
+
 
 class _Log:
     """What the groups of one rank share: the records, or None where nobody listens."""
@@ -133,9 +138,7 @@ class Group:
     def _collective(self, op: str, x: Tensor, name: str) -> Iterator[None]:
         """A profiler span, and a record if anybody listens, around one collective on x."""
         if self._log.records is not None:
-            dtype = str(x.dtype).removeprefix("torch.")
-            record = Record(name, op, self.name, tuple(x.shape), dtype, x.nbytes)
-            self._log.records.append(record)
+            self._log.records.append(Record.of(name, op, self.name, x))
         with record_function(name):
             yield
 

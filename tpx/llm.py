@@ -20,13 +20,14 @@ from .answer import Answer
 from .arguments import Arguments, check_text, prepare_arguments, refuse_unknown
 from .engine.blocks import Blocks
 from .engine.cache import CacheShape, cache_limit, check_room, make_caches, plan_pages
-from .engine.engine import STEP_TOKENS, Engine, Step
+from .engine.engine import Engine, Step
 from .engine.request import Request
 from .errors import RequestError
 from .families.fields import ids
 from .mesh import Mesh
 from .models.load import LoadReport, load_model
 from .params import SamplingParams
+from .plan.buffers import STEP_TOKENS
 from .plan.prepare import Prepared
 from .prompts import Model, Prompt, check_params, check_prompts
 from .results import Completion, RankReport, Report

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .batch import Batch, KVCache
-from .engine.blocks import GONE, PAGE, pages_for
+from .engine.blocks import GONE, pages_for
 from .families.spec import ModelSpec
+from .plan.buffers import PAGE
 from .plan.prepare import Prepared
 
 ROWS = 64  # of a narrow vocabulary on each rank

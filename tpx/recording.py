@@ -131,8 +131,7 @@ class RecordingGroup:
     def alone(self, op: str, x: Tensor, name: str) -> bool:
         """Whether there is no peer; else it notes the call, as comm.Group does."""
         if self.size > 1:
-            dtype = str(x.dtype).removeprefix("torch.")
-            self.records.append(Record(name, op, self.name, tuple(x.shape), dtype, x.nbytes))
+            self.records.append(Record.of(name, op, self.name, x))
         return self.size == 1
 
 

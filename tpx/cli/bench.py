@@ -14,7 +14,7 @@ from ..errors import PlanError
 from ..launch.links_file import links_path
 from ..launch.options import Options, nproc, words
 from ..plan.links import Table, read_table
-from ..plan.load import BYTES, UNITS
+from ..plan.load import read_size
 from .plan_words import size
 
 OPS = {"all_reduce": "all-reduce", "all_gather": "all-gather", "reduce_scatter": "red.-scatter",
@@ -72,12 +72,13 @@ def run(args: argparse.Namespace) -> int:
 
 def read_sizes(text: str) -> list[int]:
     """From `1KiB,64KiB`. Raises PlanError."""
-    found = [BYTES.fullmatch(word) for word in text.split(",")]
-    if not all(found) or len({*text.split(",")}) < len(found):
+    words = text.split(",")
+    found = [size for word in words if (size := read_size(word)) is not None]
+    if len(found) < len(words) or len({*words}) < len(words):
         raise PlanError(
             f"`--sizes {text}` cannot be read", "write different sizes such as `1KiB,64KiB,4MiB`"
         )
-    return sorted(int(one[1]) * UNITS[one[2]] for one in found if one)
+    return sorted(found)
 
 
 def keep(file: Path, out: Path) -> None:

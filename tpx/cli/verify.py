@@ -16,7 +16,7 @@ from ..launch.options import Options
 from ..launch.preflight import preflight
 from ..launch.supervise import supervise
 from ..plan.find import read_plan
-from ..plan.load import BYTES, UNITS
+from ..plan.load import read_size
 from ..plan.prepare import Prepared, prepare
 from ..prompts import Prompt
 from ..trial import FILE, LAYERS, TOKENS, TOLERANCE, Fault, Verdict, make_trial
@@ -88,10 +88,10 @@ def read_prompt(text: str | None) -> Prompt | None:
 
 
 def read_bytes(flag: str, text: str) -> int:
-    match = BYTES.fullmatch(text)
-    if match is None:
+    found = read_size(text)
+    if found is None:
         raise PlanError(f"`{flag} {text}` is no number of bytes", f"write `{flag} {MAX_BYTES}`")
-    return int(match[1]) * UNITS[match[2]]
+    return found
 
 
 def told(prepared: Prepared, verdict: Verdict, most: int) -> list[str]:

@@ -9,7 +9,8 @@ import torch
 
 from ..batch import Batch
 from ..ops.sample import uniform
-from .blocks import GONE, PAGE
+from ..plan.buffers import PAGE
+from .blocks import GONE
 from .scheduler import Chunk
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..plan.buffers import PAGE
 from .request import Request
 
-PAGE = 16  # tokens
 GONE = -1  # a page that left the window
 
 

@@ -11,7 +11,8 @@ import torch
 from ..batch import KVCache
 from ..errors import RequestError
 from ..families.spec import ModelSpec
-from .blocks import PAGE, pages_for, resting_pages
+from ..plan.buffers import PAGE
+from .blocks import pages_for, resting_pages
 from .request import Request
 
 

@@ -19,8 +19,6 @@ from .blocks import Blocks
 from .request import Request
 from .scheduler import Chunk, Scheduler
 
-STEP_TOKENS = 512  # tokens that one rank computes in one step at most
-
 
 class Drawn(NamedTuple):
     """A request's next token; its finish_reason says whether it was the last."""

@@ -14,12 +14,10 @@ from ..errors import PlanError
 from ..families.layout import Layout
 from ..families.spec import ModelSpec
 from ..families.steps import Cut
-from ..index import CheckpointIndex
 from ..mesh import AXES, Mesh
-from .cost import Collectives, Cost, Memory, Model, cost, memory
+from .cost import Cost, Memory, Model, cost, memory
 from .cuts import assign, cuts_of, divides
 from .dispatch import choose_dispatch, inside_tp
-from .load import parse_plan
 from .template import cutting_style, rules_for, units
 from .types import DispatchPlan, Plan, Rule
 from .wants import Wants, Work
@@ -63,24 +61,6 @@ class Search(NamedTuple):
         for one in self.fit:
             found.setdefault(one.mesh, one)
         return list(found.values())
-
-
-def auto_plan(
-    spec: ModelSpec,
-    layout: Layout,
-    index: CheckpointIndex,
-    wants: Wants,
-    collectives: Collectives,
-) -> tuple[Plan, str]:
-    """-> (the plan, its YAML text with the reason as a comment).
-
-    Raises PlanError where no plan fits the world or the memory, saying why.
-    """
-    from .reason import text_of
-
-    model = Model.of(spec, layout, index, collectives)
-    text = text_of(search(model, wants))
-    return parse_plan(text, "auto"), text
 
 
 def search(model: Model, wants: Wants) -> Search:

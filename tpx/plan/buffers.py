@@ -14,8 +14,8 @@ from ..families.steps import ITEM_BYTES, Cut, DispatchName, MoE, ranks_reached
 from ..mesh import Mesh
 from .memory import kv_bytes
 
-PAGE = 16  # tokens of a page of the cache, as engine/blocks.py has it
-STEP_TOKENS = 512  # tokens of one step at most, as engine/engine.py has it
+PAGE = 16  # tokens of a page of the engine's cache
+STEP_TOKENS = 512  # tokens that one rank computes in one step of the engine at most
 WIDE = 4  # bytes of a float32
 
 

@@ -34,6 +34,12 @@ UNITS: dict[str, int] = {"": 1} | {
 }
 
 
+def read_size(text: str) -> int | None:
+    """The bytes of `80GB`, `80GiB` or a bare number; None where it is none of them."""
+    match = BYTES.fullmatch(text)
+    return int(match[1]) * UNITS[match[2]] if match else None
+
+
 def load_plan(path: Path, name: str | None = None) -> Plan:
     """The plan in a file, which messages call `name` (default: its path). Raises PlanError."""
     try:
@@ -110,10 +116,9 @@ class Field(NamedTuple):
         return float(self._plain())
 
     def nbytes(self) -> int:
-        match = BYTES.fullmatch(self._plain())
-        if not match:
+        count = read_size(self._plain())
+        if count is None:
             raise self.wrong("a number of bytes", "write it as `80GB` or `80GiB`")
-        count: int = int(match[1]) * UNITS[match[2]]
         return count
 
     def flag(self) -> bool:

@@ -19,11 +19,11 @@ from ..families.spec import ModelSpec
 from ..hub import find_model
 from ..index import CheckpointIndex
 from ..version import __version__
-from .auto import auto_plan
 from .cuts import Assigned, assign
 from .find import read_plan
 from .hf import from_hf
 from .proofs import Proof, prove
+from .reason import auto_plan
 from .resolve import resolve
 from .types import Plan, RankPlan
 from .wants import Wants

@@ -27,9 +27,7 @@ from .held import Held, Sent, cuts_by_rank, hold
 from .limits import check_limits
 from .match import at
 from .tiling import check_blocks, check_tiling
-from .types import Plan
-
-MOST_RANKS = 16_384
+from .types import MOST_RANKS, Plan
 
 
 class Proof(NamedTuple):

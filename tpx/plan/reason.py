@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from ..families.layout import Layout
+from ..families.spec import ModelSpec
+from ..index import CheckpointIndex
 from ..mesh import AXES, Mesh
-from .auto import Candidate, Search, plan_of
-from .cost import Cost
-from .wants import Work
+from .auto import Candidate, Search, plan_of, search as find_best
+from .cost import Collectives, Cost, Model
+from .load import parse_plan
+from .types import Plan
+from .wants import Wants, Work
 from .write import to_yaml
+
+
+def auto_plan(
+    spec: ModelSpec,
+    layout: Layout,
+    index: CheckpointIndex,
+    wants: Wants,
+    collectives: Collectives,
+) -> tuple[Plan, str]:
+    """-> (the plan, its YAML text with the reason as a comment).
+
+    Raises PlanError where no plan fits the world or the memory, saying why.
+    """
+    model = Model.of(spec, layout, index, collectives)
+    text = text_of(find_best(model, wants))
+    return parse_plan(text, "auto"), text
 
 
 def text_of(search: Search) -> str:

@@ -13,10 +13,12 @@ from ..index import TensorMeta
 from ..mesh import Mesh
 
 STYLES = ("colwise", "rowwise", "vocab", "expert", "replicate")
+MOST_RANKS = 16_384  # of a plan
 DISPATCHES = ("auto", "replicated", "gather", "all_to_all")
 
 __all__ = [
     "DISPATCHES",
+    "MOST_RANKS",
     "STYLES",
     "Collective",
     "Cut",

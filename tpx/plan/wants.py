@@ -9,13 +9,13 @@ from ..errors import PlanError
 from ..families.spec import ModelSpec
 from .device import CPU, Device
 from .links import Links
-from .load import BYTES, UNITS
+from .load import read_size
 from .topology import Topology, topology_for
+from .types import MOST_RANKS
 
 Phase = Literal["decode", "prefill", "balanced"]
 PHASES: tuple[Phase, ...] = ("decode", "prefill", "balanced")
 MOST_CONTEXT = 8192  # tokens a sequence, where no context is given
-MOST_RANKS = 16_384  # as proofs.py has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def check_world(world: int) -> None:
 
 def read_memory(text: str) -> int:
     """From `80GB` or `80GiB`; a bare number could be either. Raises PlanError."""
-    found = BYTES.fullmatch(text)
-    if found is None or not found[2]:
+    found = read_size(text)
+    if found is None or text.isdecimal():
         raise PlanError(f"`--memory {text}` is no size", "write `--memory 80GB` or `80GiB`")
-    return int(found[1]) * UNITS[found[2]]
+    return found
