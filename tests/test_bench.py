@@ -29,6 +29,7 @@ def ways_of_two_nodes(sizes: list[int]) -> list[tuple[tuple[str, int, int], tupl
     return [(way, curve.nbytes) for way, curve in found.items()]
 
 
+@pytest.mark.more
 def test_each_kind_of_group_is_measured_once():
     """Two neighbours, all four, and two ranks of different nodes; not four in another order."""
     told = ranks(4).run(ways_of_two_nodes, [1024])

@@ -12,6 +12,10 @@ from launching import ROOT, environment, finish, start
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 DEMO = ROOT / "examples" / "models" / "tpx-demo"
 MOST_LINES = 40
+RUNS = [  # one on every commit, the others in `make test-more`
+    pytest.param(path, id=path.stem, marks=() if path.stem == "generate" else pytest.mark.more)
+    for path in EXAMPLES
+]
 
 
 def under_torchrun(script: Path, cwd: Path) -> subprocess.Popen[str]:
@@ -46,7 +50,7 @@ def what_it_writes(script: Path, out: str) -> None:
         assert "\n\nIn this" in out
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", RUNS)
 def test_an_example_writes_the_same_under_both_launchers(script, tmp_path):
     jobs = [under_launch(script, tmp_path), under_torchrun(script, tmp_path)]
     done = [finish(job) for job in jobs]

@@ -15,8 +15,8 @@ import tpx
 from tpx import SamplingParams
 from tpx.engine.blocks import window_pages
 
-PLANS = [("tp2", 2), ("ep2", 2), ("dp2-ep2", 2), ("tp4-ep2-etp2", 4), ("tp4-etp4", 4)]
-PLANS += [("dp2-tp2-ep4", 4), ("dp2-tp2-edp2-ep2", 4)]
+PLANS = [("tp2", 2), ("ep2", 2), ("dp2-ep2", 2), ("dp2-tp2-ep4", 4), ("dp2-tp2-edp2-ep2", 4)]
+PLANS += [pytest.param(name, 4, marks=pytest.mark.more) for name in ("tp4-ep2-etp2", "tp4-etp4")]
 
 
 @pytest.fixture(scope="module")

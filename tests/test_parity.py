@@ -27,7 +27,7 @@ from tpx.plan.find import shipped_plans
 from tpx.plan.load import load_plan
 
 MESHES = {name: load_plan(path).mesh for name, path in shipped_plans("gpt_oss").items()}
-EVERY_COMMIT = ("3-blocks", "7-blocks")  # the other configs are in `make test-more`
+MOST_RANKS = {"3-blocks": 4, "7-blocks": 2}  # on every commit; the rest is in `make test-more`
 DRAWN, DRAWN_IN_CI = 200, 15  # sizes drawn for `make soak`; the first of them for `make test-more`
 DP_PLANS = sorted(name for name, mesh in MESHES.items() if mesh.dp > 1)
 
@@ -42,7 +42,7 @@ def cases():
     for plan, mesh in sorted(MESHES.items()):
         for name, (config, _, _) in CONFIGS.items():
             if fits(config, mesh):
-                marks = () if name in EVERY_COMMIT else (pytest.mark.more,)
+                marks = () if mesh.world <= MOST_RANKS.get(name, 0) else (pytest.mark.more,)
                 yield pytest.param(plan, name, id=f"{plan}-{name}", marks=marks)
 
 

@@ -17,13 +17,16 @@ from tpx.plan.load import parse_plan
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [block for page in PAGES for block in shell_blocks(page.read_text())]
+# README's first block runs on every commit, all others in `make test-more`.
+RUN = [b for b in BLOCKS if "make " not in b]
+RUN = [RUN[0], *(pytest.param(block, marks=pytest.mark.more) for block in RUN[1:])]
 
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if "make " not in b])
+@pytest.mark.parametrize("block", RUN)
 def test_a_block_of_commands_runs(block, tmp_path):
     """In a folder with the repository's examples, so that nothing is written into the tree."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
