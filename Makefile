@@ -43,7 +43,7 @@ mutants: $(VENV)/.dev
 	$(BIN)/python scripts/mutants.py
 
 test-gpu: $(VENV)/.dev
-	$(BIN)/pytest -m gpu tests/gpu
+	$(BIN)/pytest -m gpu tests/gpu kernels
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build kernels/*/build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

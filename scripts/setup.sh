@@ -3,6 +3,7 @@
 # Where the interpreter already has every package (a GPU host, often without network), they are used.
 set -eu
 venv=$1 kind=$2 python=${PYTHON:-python3}
+triton=3.6.0 # for the tests, where torch brings none: its build for CUDA demands one of its own
 root=$(cd "$(dirname "$0")/.." && pwd)
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "error: tpx needs Python 3.11 or newer, and $python is $("$python" --version 2>&1)" >&2
@@ -44,7 +45,12 @@ if has_all "$venv/bin/python"; then
     # Everything is here: try without asking a network for what builds tpx.
     pip --no-deps --no-build-isolation -e "$root" 2>/dev/null || pip --no-deps -e "$root"
 elif [ "$kind" = dev ]; then
+    pip -c "$root/constraints.txt" torch
+    "$venv/bin/python" -c 'import importlib.metadata as m; m.version("triton")' 2>/dev/null ||
+        pip "triton==$triton"
     pip -c "$root/constraints.txt" -e "$root[dev]"
+    pip -c "$root/constraints.txt" --only-binary atheris -e "$root[fuzz]" ||
+        echo "note: atheris does not install here; the tests that it guides are skipped" >&2
 else
     pip -c "$root/constraints.txt" -e "$root"
 fi

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from tpx.ops.cpu.calls import _native
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 torch.set_num_threads(1)
 
 ON_REQUEST = ("more", "soak")
+
+
+@pytest.fixture(scope="module", params=["native", "reference"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs a module's tests with the CPU's own operations, and again with torch's."""
+    if request.param == "native":
+        if _native() is None:
+            pytest.skip("no C++ compiler")
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tpx.ops.cpu.calls._native", lambda: None)
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

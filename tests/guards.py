@@ -15,10 +15,11 @@ ROOT = Path(__file__).parent.parent
 # A module imports only from its own layer or those above (docs/structure.md); first match counts.
 LAYERS = [
     (0, r"tpx\.(errors|split|mesh|version)"),
-    (1, r"tpx\.(families(\..*)?|index|hub|config)"),
+    (1, r"tpx\.(families(\..*)?|files|new_folder|strict_json|index|hub(\..*)?|config)"),
+    (1, r"tpx\.kernels(\..*)?"),
     (2, r"tpx\.(plan|launch)(\..*)?"),
-    (3, r"tpx\.(mxfp4|read|batch|ops(\..*)?)"),
-    (4, r"tpx\.comm"),
+    (3, r"tpx\.(mxfp4|read(\..*)?|shard|batch|ops(\..*)?)"),
+    (4, r"tpx\.(comm|exchange)"),
     (5, r"tpx\.(moe|layers)(\..*)?"),
     (6, r"tpx\.(models(\..*)?|text)"),
     (7, r"tpx\.(params|results|engine(\..*)?)"),
@@ -26,8 +27,9 @@ LAYERS = [
     (8, r"tpx\.(simulate|recording|narrow|verify|blame|trial)"),
 ]
 TORCH_FREE = (
-    r"tpx|tpx\.(errors|split|mesh|version|index|hub|config|params)|tpx\.families(\..*)?|tpx\.plan(\..*)?"
-    r"|tpx\.launch(\..*)?|tpx\.cli(\..*)?|tpx\.engine\.(request|blocks|scheduler)"
+    r"tpx|tpx\.(errors|split|mesh|version|files|new_folder|strict_json|index|config|params)"
+    r"|tpx\.families(\..*)?|tpx\.plan(\..*)?|tpx\.hub(\..*)?|tpx\.launch(\..*)?|tpx\.cli(\..*)?"
+    r"|tpx\.kernels(\..*)?|tpx\.engine\.(request|blocks|scheduler)"
 )
 USES_DISTRIBUTED = {"tpx/comm.py", "tpx/worker.py", "tpx/launch/elastic.py"}
 READS_ENVIRONMENT = r"tpx/(launch/.*|worker)\.py"
@@ -118,9 +120,13 @@ def length_violations(files: dict[str, str]) -> list[str]:
 
 
 def shadowing_packages(root: Path = ROOT) -> list[str]:
-    """An __init__.py in one of these would shadow an installed package when run from the root."""
+    """An __init__.py in one of these would shadow an installed package when run from the root; and
+    a kernel's repository is no package."""
     folders = ("kernels", "plans", "launch")
-    return [folder for folder in folders if (root / folder / "__init__.py").exists()]
+    found = [folder for folder in folders if (root / folder / "__init__.py").exists()]
+    below = sorted((root / "kernels").glob("*/**/__init__.py"))
+    bare = [path.relative_to(root).parent for path in below]
+    return found + [path.as_posix() for path in bare if not {"torch-ext", "build"} & {*path.parts}]
 
 
 def shell_blocks(markdown: str) -> list[str]:

@@ -69,6 +69,7 @@ class Loaded(NamedTuple):
 
     spec: ModelSpec
     folder: Path
+    index: CheckpointIndex
 
 
 def attempt(model: Loaded, plans: list[RankPlan]) -> Ran | str:
@@ -153,7 +154,7 @@ class Oracle:
         ]
 
     def _run(self, plans: list[RankPlan]) -> tuple[str, str]:
-        loaded = Loaded(self.model.spec, self.model.folder)
+        loaded = Loaded(self.model.spec, self.model.folder, self.model.index)
         try:
             found = ranks(len(plans)).run(attempt, loaded, plans, limit=LIMIT)
         except AssertionError as error:
@@ -180,7 +181,8 @@ class Oracle:
         if not self._one_rank:
             rules = tuple(Rule(name, "replicate", 0) for name in self.model.layout.parameters)
             (plan,) = self._resolved(Plan("one rank", self.model.spec.model_type, Mesh(), rules))
-            loaded, cpu = Loaded(self.model.spec, self.model.folder), torch.device("cpu")
+            loaded = Loaded(self.model.spec, self.model.folder, self.model.index)
+            cpu = torch.device("cpu")
             module, _ = load_model(loaded, plan, Groups.alone(cpu), torch.float32, cpu)  # type: ignore[arg-type]
             self._one_rank = [
                 forward(module, self.model.spec, plan, i, len(PROMPTS)) for i in range(len(PROMPTS))

@@ -115,7 +115,7 @@ collectives  prefill and decode, dispatch replicated
       head               all_gather     tp of 4            100,544  a logits row
       a token, all layers                                  420,480
 
-a rank reads and holds
+a rank keeps
       ranks 0-1        16.69 GB  16,691,201,280 bytes, 25.6% of 65.25 GB
       ranks 2-3        16.01 GB  16,013,788,416 bytes, 24.5% of 65.25 GB
       KV cache          1.21 GB  rank 0, 1 sequence of 131,072 tokens

@@ -49,7 +49,7 @@ memory a rank  8 sequences of 8,192 tokens, steps of 512
       total                   18.15 GB        17.47 GB  estimated
       activations are fullest in attention: the reference holds all scores
 
-a rank reads and holds
+a rank keeps
       ranks 0-1        16.69 GB  16,691,201,280 bytes, 25.6% of 65.25 GB
       ranks 2-3        16.01 GB  16,013,788,416 bytes, 24.5% of 65.25 GB
 
@@ -155,7 +155,8 @@ def test_limits_of_the_plan_are_what_memory_is_counted_for(capsys, tmp_path):
          "error: `tpx plan explain`: argument --batch: invalid int value: 'many'\n\n"
          "hint: see `tpx plan explain --help`\n"),
         (["--rank", "1"],
-         "error: `--rank` names the rank to simulate\n\nhint: add `--simulate`\n"),
+         "error: `--rank` names the rank to simulate, or whose spans to print\n\n"
+         "hint: add `--simulate` or `--io`\n"),
         (["--simulate", "--rank", "2"],
          "error: `--rank` is `2`, and the plan has none such\n\nhint: give 0 to 1\n"),
         (["--html", "/no/such/folder/x.html"],

@@ -11,10 +11,19 @@ from tiny import tiny_checkpoint
 
 import tpx
 from tpx.errors import RequestError
-from tpx.generate import Speed, main, place_name, print_report, size, speed_line
+from tpx.generate import (
+    Speed,
+    load_lines,
+    main,
+    place_name,
+    print_report,
+    size,
+    speed_line,
+)
 from tpx.launch.command import generation
 from tpx.launch.options import Options
 from tpx.mesh import Coords, Mesh
+from tpx.results import RankReport, Report
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +89,19 @@ def test_the_report_fits_a_terminal(tiny):
     assert max(map(len, lines)) <= 80
     assert f"{rank.bytes_read:,} B" in console.file.getvalue()
     assert "mesh one rank, plan plans/gpt_oss/tp1.yaml" in lines
+
+
+def test_the_report_says_what_loading_cost():
+    seconds = {"seconds": 2.6, "read_seconds": 2.5, "copy_seconds": 1.25, "prepare_seconds": 0.0}
+    nbytes = {"bytes_read": 30, "bytes_kept": 20, "bytes_held": 40, "host_peak": 12_750_096}
+    rank = RankReport(0, Coords(0, 0, 0, 0, 0), "cpu", device_peak=None, **seconds, **nbytes)
+    said = (
+        "loaded in 2.60 s (read 2.50 s, copy 1.25 s, prepare 0.00 s)\n"
+        "read 1.50x of what is kept, with at most 12.8 MB of host memory beside it"
+    )
+    assert load_lines(Report(Mesh(), "p", (), (rank,))) == said
+    on_gpu = Report(Mesh(), "p", (), (rank._replace(device_peak=1.023),))
+    assert load_lines(on_gpu) == f"{said}\ndevice memory at most 1.02x of what is held"
 
 
 def test_figures_are_exact_where_they_fit():

@@ -86,11 +86,22 @@ def test_the_other_guards_can_fail(tmp_path):
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").touch()
     assert shadowing_packages(tmp_path) == ["kernels"]
+    for folder in ("torch-ext/tpx_x", "tests"):
+        (tmp_path / "kernels" / "tpx-x" / folder).mkdir(parents=True)
+        (tmp_path / "kernels" / "tpx-x" / folder / "__init__.py").touch()
+    assert shadowing_packages(tmp_path) == ["kernels", "kernels/tpx-x/tests"]
 
 
 @pytest.mark.parametrize(
     "module",
-    ["tpx", "tpx.plan.prepare", "tpx.launch.preflight", "tpx.cli.main", "tpx.engine.scheduler"],
+    [
+        "tpx",
+        "tpx.kernels",
+        "tpx.plan.prepare",
+        "tpx.launch.preflight",
+        "tpx.cli.main",
+        "tpx.engine.scheduler",
+    ],
 )
 def test_importing_a_torch_free_module_leaves_torch_out(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -6,10 +6,20 @@ import json
 import struct
 
 import pytest
-from headers import INDEX, SINGLE, header_of, make_config, write_folder, write_header
+import safetensors
+from headers import SINGLE, make_config, write_folder, write_header
 
 from tpx.errors import CheckpointError
-from tpx.index import MOST_HEADER_BYTES, CheckpointIndex, TensorMeta
+from tpx.index import (
+    DTYPE_BITS,
+    MOST_HEADER_BYTES,
+    MOST_NAME,
+    CheckpointIndex,
+    FileId,
+    TensorMeta,
+    header_nbytes,
+    parse_header,
+)
 
 A = {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}
 B = {"dtype": "U8", "shape": [4], "data_offsets": [12, 16]}
@@ -28,7 +38,7 @@ def test_a_whole_folder_gives_every_tensor_with_its_place(tmp_path):
     assert len(index.files) == 3
     for name, meta in index.tensors.items():
         assert meta.name == name
-        assert meta.offset + meta.nbytes <= index.files[meta.file]
+        assert meta.offset + meta.nbytes <= index.files[meta.file].size
     sinks = index.tensors["model.layers.1.self_attn.sinks"]
     assert (sinks.dtype, sinks.shape, sinks.nbytes) == ("BF16", (8,), 16)
 
@@ -36,9 +46,10 @@ def test_a_whole_folder_gives_every_tensor_with_its_place(tmp_path):
 def test_a_single_file_needs_no_index_file(tmp_path):
     write_header(tmp_path / SINGLE, {"a": A, "b": B}, 16)
     index = CheckpointIndex.open(tmp_path)
-    size = (tmp_path / SINGLE).stat().st_size
+    found = (tmp_path / SINGLE).stat()
+    size = found.st_size
     assert index.tensors["b"] == TensorMeta("b", SINGLE, "U8", (4,), size - 4, 4)
-    assert index.files == {SINGLE: size}
+    assert index.files == {SINGLE: FileId(size, found.st_mtime_ns, found.st_ino)}
 
 
 def test_the_digest_changes_with_any_header(tmp_path):
@@ -63,6 +74,10 @@ def raw(text: str) -> bytes:
     return text.encode()
 
 
+def deep(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
 A_JSON = json.dumps(A)
 # header, bytes of data, what the message says after "`model.safetensors` "
 DAMAGED = {
@@ -81,7 +96,73 @@ DAMAGED = {
     "huge": (
         one(shape=[2**33, 2**33]),
         12,
-        "is damaged: tensor `a`, BF16 [8589934592, 8589934592]",
+        "is damaged: tensor `a` has shape `[8589934592, 8589934592]`",
+    ),
+    "huger": (
+        one(shape=[2**62] * 32),
+        12,
+        "is damaged: tensor `a` has shape `[4611686018427387904,",
+    ),
+    "huge beside nothing": (
+        one(shape=[2**33, 2**33, 0], data_offsets=[0, 0]),
+        0,
+        "is damaged: tensor `a` has shape `[8589934592, 8589934592, 0]`",
+    ),
+    "past what a file can hold": (
+        one(data_offsets=[0, 2**63]),
+        12,
+        "is damaged: tensor `a` has data_offsets `[0, 9223372036854775808]`",
+    ),
+    "negative offset": (one(data_offsets=[-12, 0]), 12, "is damaged: tensor `a` has data_offsets"),
+    "true as an offset": (
+        one(data_offsets=[False, 12]),
+        12,
+        "is damaged: tensor `a` has data_offsets `[False, 12]`",
+    ),
+    "fraction of an offset": (
+        one(data_offsets=[0.0, 12]),
+        12,
+        "is damaged: `0.0` where only whole numbers belong",
+    ),
+    "exponent": (raw('{"a": 1e999}'), 0, "is damaged: `1e999` where only whole numbers belong"),
+    "offset as text": (one(data_offsets=["0", "12"]), 12, "is damaged: tensor `a` has data_offs"),
+    "deep shape": (
+        raw('{"a": {"dtype": "U8", "data_offsets": [0, 0], "shape": ' + deep(800) + "}}"),
+        0,
+        "is damaged: tensor `a` has shape `[[[[...]]]]`",
+    ),
+    "dtype that is no text": (one(dtype=["U8"]), 12, "stores tensor `a` in dtype `['U8']`, which"),
+    "long dtype": (one(dtype="U" * 10_000), 12, "stores tensor `a` in dtype `UUUU"),
+    "dtype NaN": (one(dtype="NaN"), 12, "stores tensor `a` in dtype `NaN`, which is unknown"),
+    "long name": (
+        {"n" * (MOST_NAME + 1): A},
+        12,
+        "is damaged: a tensor has the name `nnnnnn",
+    ),
+    "name that clears a screen": (
+        {"\x1b[2J": A},
+        12,
+        "is damaged: a tensor has the name `\\x1b[2J`",
+    ),
+    "half a character": (
+        raw(f'{{"\\ud800": {A_JSON}}}'),
+        12,
+        "is damaged: a tensor has the name `\\ud800`",
+    ),
+    "metadata twice": (
+        raw('{"__metadata__": {"a": "1"}, "__metadata__": {"b": "2"}}'),
+        0,
+        "is damaged: key `__metadata__` appears twice",
+    ),
+    "same field twice": (
+        raw('{"a": {"dtype": "U8", "dtype": "I8", "shape": [0], "data_offsets": [0, 0]}}'),
+        0,
+        "is damaged: key `dtype` appears twice",
+    ),
+    "metadata that is no object": (
+        {"__metadata__": None},
+        0,
+        "is damaged: `__metadata__` is no object of strings",
     ),
     "long number": (
         raw('{"a": {"shape": [' + "9" * 5000 + "]}}"),
@@ -104,13 +185,13 @@ DAMAGED = {
     "half a byte": (
         one(dtype="F4", shape=[3], data_offsets=[0, 1]),
         1,
-        "is damaged: tensor `a`, F4 [3], has 1 bytes for 1.5",
+        "is damaged: tensor `a`, F4 [3], has 1 bytes for 12 bits",
     ),
     "dtype": (one(dtype="BF17"), 12, "stores tensor `a` in dtype `BF17`, which is unknown"),
     "overlap": (
         {"a": A, "b": B | {"data_offsets": [8, 12]}},
         12,
-        "is damaged: tensor `b` overlaps `a`",
+        "is damaged: tensor `b` overlaps `a`: it begins at byte `143`, not at `147`",
     ),
     "same bytes": (
         {"a": A, "b": A},
@@ -120,7 +201,7 @@ DAMAGED = {
     "hole": (
         {"a": A, "b": B | {"data_offsets": [20, 24]}},
         24,
-        "is damaged: tensor `b` leaves a hole after `a`",
+        "is damaged: tensor `b` leaves a hole after `a`: it begins at byte `156`, not at `148`",
     ),
     "first hole": ({"b": B}, 16, "is damaged: tensor `b` leaves a hole after `the header`"),
     "out of bounds": ({"a": A, "b": B}, 12, "is cut short: it has "),
@@ -173,102 +254,42 @@ def test_a_truncated_shard_is_refused_with_both_sizes(tmp_path):
     with path.open("r+b") as file:
         file.truncate(size - 1)
     error = refusal(tmp_path)
+    last = "model.norm.weight"
     assert error.message == (
-        f"`{path.name}` is cut short: it has {size - 1} bytes, its header promises {size}"
+        f"`{path.name}` is cut short: it has {size - 1} bytes, its header promises {size}, and "
+        f"tensor `{last}` is the first that is not whole"
     )
     assert error.hint == "download the checkpoint again, whole"
-
-
-def rewrite_index(folder, change) -> None:
-    found = json.loads((folder / INDEX).read_text())
-    change(found["weight_map"])
-    (folder / INDEX).write_text(json.dumps(found))
-
-
-def test_a_missing_shard_is_named(tmp_path):
-    write_folder(tmp_path, shards=2)
-    (tmp_path / "model-00001-of-00002.safetensors").unlink()
-    assert refusal(tmp_path).message == (
-        f"shard `model-00001-of-00002.safetensors` is missing from folder `{tmp_path}`, "
-        f"and `{INDEX}` names it"
-    )
-
-
-@pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../x.safetensors", "a/../../x", "a\\b", "C:x", "x\0y", "", ".."]
-)
-def test_a_shard_outside_the_folder_is_refused_by_its_text(tmp_path, name):
-    write_folder(tmp_path, shards=2)
-    rewrite_index(tmp_path, lambda m: m.update({"model.norm.weight": name}))
-    assert refusal(tmp_path).message == (
-        f"`{INDEX}` names shard `{name}`, which is outside the folder"
-    )
-
-
-def test_the_hub_caches_symbolic_links_are_followed(tmp_path):
-    blobs = write_folder(tmp_path / "blobs", shards=2)
-    snapshot = tmp_path / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    for path in blobs.iterdir():
-        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
-    assert CheckpointIndex.open(snapshot).tensors == CheckpointIndex.open(blobs).tensors
-
-
-def test_a_tensor_in_two_shards_is_refused(tmp_path):
-    write_folder(tmp_path, shards=2)
-    second = tmp_path / "model-00001-of-00002.safetensors"
-    tensors = {"model.embed_tokens.weight": ("U8", (4,)), "extra": ("U8", (1,))}
-    write_header(second, header_of(tensors))
-    rewrite_index(tmp_path, lambda m: m.update(extra=second.name))
-    assert refusal(tmp_path).message == (
-        "tensor `model.embed_tokens.weight` is in two files, "
-        "`model-00000-of-00002.safetensors` and `model-00001-of-00002.safetensors`"
-    )
-
-
-def test_a_tensor_that_its_shard_does_not_hold_is_named(tmp_path):
-    write_folder(tmp_path, shards=2)
-    rewrite_index(tmp_path, lambda m: m.update(ghost="model-00000-of-00002.safetensors"))
-    assert refusal(tmp_path).message == (
-        f"tensor `ghost` is not in `model-00000-of-00002.safetensors`, where `{INDEX}` puts it"
-    )
-
-
-def test_a_tensor_that_the_index_file_does_not_list_is_named(tmp_path):
-    write_folder(tmp_path, shards=2)
-    rewrite_index(tmp_path, lambda m: m.pop("model.norm.weight"))
-    assert refusal(tmp_path).message.startswith("tensor `model.norm.weight` in `model-0000")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{}", f"`{INDEX}` has no `weight_map` of tensor to file"),
-        ("[]", f"`{INDEX}` has no `weight_map` of tensor to file"),
-        ('{"weight_map": {}}', f"`{INDEX}` has no `weight_map` of tensor to file"),
-        ('{"weight_map": {"a": 1}}', f"`{INDEX}` names no file for tensor `a`"),
-        ('{"weight_map": {"a": "x", "a": "y"}}', f"`{INDEX}` is damaged: key `a` appears twice"),
-    ],
-)
-def test_an_index_file_that_says_nothing_is_refused(tmp_path, text, message):
-    (tmp_path / INDEX).write_text(text)
-    assert refusal(tmp_path).message == message
-
-
-def test_an_index_file_may_hold_a_fraction_beside_its_map(tmp_path):
-    write_folder(tmp_path, shards=2)
-    found = json.loads((tmp_path / INDEX).read_text()) | {"metadata": {"total_size": 1.5}}
-    (tmp_path / INDEX).write_text(json.dumps(found))
-    assert CheckpointIndex.open(tmp_path).tensors
-
-
-def test_a_folder_without_weights_says_what_to_convert(tmp_path):
-    error = refusal(tmp_path)
-    assert error.message == f"folder `{tmp_path}` has neither `{SINGLE}` nor `{INDEX}`"
-    (tmp_path / "pytorch_model.bin").touch()
-    assert refusal(tmp_path).hint == "convert `pytorch_model.bin` to safetensors first"
 
 
 def test_no_name_of_a_tensor_becomes_a_path(tmp_path):
     write_header(tmp_path / SINGLE, {"../../etc/x": A}, 12)
     assert CheckpointIndex.open(tmp_path).tensors["../../etc/x"].file == SINGLE
+
+
+@pytest.mark.parametrize("dtype", DTYPE_BITS)
+def test_each_dtype_of_the_format_is_known(tmp_path, dtype):
+    """As safetensors' own package reads it."""
+    nbytes = DTYPE_BITS[dtype]  # of 8 elements
+    write_header(
+        tmp_path / SINGLE, {"a": {"dtype": dtype, "shape": [8], "data_offsets": [0, nbytes]}}
+    )
+    assert CheckpointIndex.open(tmp_path).tensors["a"].nbytes == nbytes
+    [(name, found)] = safetensors.deserialize((tmp_path / SINGLE).read_bytes())
+    assert (name, found["dtype"], found["shape"]) == ("a", dtype, [8])
+
+
+def test_a_header_is_read_from_the_bytes_before_the_data_alone(tmp_path):
+    path = tmp_path / SINGLE
+    write_header(path, {"a": A, "b": B})
+    data, size = path.read_bytes(), path.stat().st_size
+    needed = header_nbytes(data[:8], "f", size)
+    assert needed == size - 16
+    header = parse_header(data[:needed], "f", size)
+    assert header == parse_header(data, "f", size)  # the data is not looked at
+    assert [meta.offset for meta in header.tensors] == [needed, needed + 12]
+    with pytest.raises(CheckpointError) as error:
+        parse_header(data[: needed - 1], "f", size)
+    assert error.value.message == (
+        f"`f` is damaged: it ends at byte `{needed - 1}`, in its header of {needed - 8} bytes"
+    )

@@ -79,10 +79,14 @@ class Nvml:
         memory._obj.total = self.gpus[device.value - 1][1]
         return 0
 
+    def nvmlDeviceGetCudaComputeCapability(self, device, major, minor):
+        major._obj.value, minor._obj.value = 9, 0
+        return 0
+
 
 def test_the_gpu_with_the_least_memory_is_named(monkeypatch):
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: Nvml())
-    assert smallest_gpu() == Gpu("NVIDIA H100 80GB HBM3", 40 * 2**30)
+    assert smallest_gpu() == Gpu("NVIDIA H100 80GB HBM3", 40 * 2**30, (9, 0))
     assert count_gpus({}) == 2
     monkeypatch.setattr(Nvml, "nvmlDeviceGetMemoryInfo", lambda *_: 3)  # not supported
     assert smallest_gpu() is None

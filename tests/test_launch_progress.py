@@ -10,6 +10,7 @@ import threading
 from rich.console import Console
 
 from tpx.launch.progress import (
+    Rates,
     State,
     Writer,
     announce,
@@ -18,6 +19,7 @@ from tpx.launch.progress import (
     draw_once,
     is_done,
     launcher_draws,
+    picture,
     read_all,
     sum_up,
     summary,
@@ -36,15 +38,16 @@ def shown(console: Console) -> str:
 
 def write(folder, rank: int, done: int, total: int) -> Writer:
     writer = Writer(folder / str(rank))
-    writer.update("load", done, total)
+    writer.update("load", done, total, total)
     return writer
 
 
 def test_the_latest_record_counts(tmp_path):
     writer = write(tmp_path, 1, 123456, 10**9)
     write(tmp_path, 0, 1, 2)
-    writer.update("load", 7, 10**9)
-    assert [state[:4] for state in read_all(tmp_path)] == [(0, "load", 1, 2), (1, "load", 7, 10**9)]
+    writer.update("load", 7, 10**9, 5)
+    found = [state[:5] for state in read_all(tmp_path)]
+    assert found == [(0, "load", 1, 2, 2), (1, "load", 7, 10**9, 5)]
     assert all(len(path.read_bytes()) == 128 for path in tmp_path.iterdir())
 
 
@@ -58,22 +61,84 @@ def test_a_rank_that_has_written_nothing_has_no_state(tmp_path):
 
 
 def test_work_is_done_when_all_ranks_are():
-    done, half = State(0, "load", 5, 5, 1.0), State(1, "load", 2, 5, 1.0)
+    done, half = State(0, "load", 5, 5, 5, 1.0), State(1, "load", 2, 5, 5, 1.0)
     assert not is_done([done], 2)
     assert not is_done([done, half], 2)
     assert is_done([done, done], 2)
-    assert is_done([State(0, "load", 0, 0, 0.0)], 1)
+    assert is_done([State(0, "load", 0, 0, 0, 0.0)], 1)
 
 
 def test_ranks_that_have_not_begun_count_like_the_others():
-    assert sum_up([State(0, "load", 2, 10, 0.0)], 4) == (2, 40)
+    assert sum_up([State(0, "load", 2, 10, 10, 0.0)], 4) == (2, 40)
     assert sum_up([], 4) == (0, 0)
 
 
 def test_the_summary_is_of_the_slowest_rank():
-    states = [State(0, "load", 10**6, 10**6, 0.5), State(1, "load", 10**6, 10**6, 1.25)]
-    assert summary(states) == "load: 2.0 MB on 2 ranks in 1.2 s"
-    assert summary(states[:1]) == "load: 1.0 MB on 1 rank in 0.5 s"
+    states = [
+        State(0, "load", 10**6, 10**6, 10**6, 0.5),
+        State(1, "load", 10**6, 10**6, 10**6, 1.25),
+    ]
+    assert summary(states) == (
+        "load: 2.0 MB on 2 ranks in 1.2 s, 1.6 MB/s, read 1.00x of what is kept"
+    )
+    assert summary(states[:1]) == (
+        "load: 1.0 MB on 1 rank in 0.5 s, 2.0 MB/s, read 1.00x of what is kept"
+    )
+
+
+def test_the_summary_tells_what_was_read_for_nothing():
+    states = [State(rank, "load", 10**10, 10**10, 4 * 10**9, 4.0) for rank in range(4)]
+    assert summary(states) == (
+        "load: 40.00 GB on 4 ranks in 4.0 s, 10.0 GB/s, read 2.50x of what is kept"
+    )
+    assert summary([State(0, "load", 0, 0, 0, 0.0)]) == "load: 0.0 MB on 1 rank in 0.0 s, 0.0 MB/s"
+
+
+def test_a_rate_is_of_the_last_seconds():
+    rates = Rates()
+    for second, done in enumerate([0, 900, 900, 900, 1000]):
+        rates.hear([State(0, "load", done, 1000, 1000, 0.0)], float(second))
+    assert rates.of(0) == 50.0  # of the last two seconds, in which 100 bytes came
+    assert rates.of(1) == 0.0
+    rates.hear([State(0, "load", 10, 1000, 1000, 0.0)], 5.0)  # other work began
+    assert rates.of(0) == 0.0
+
+
+def rows(states: list[State], ranks: int) -> list[str]:
+    """As 80 columns show them, a second in which each rank read 400 MB after they began."""
+    rates = Rates()
+    rates.hear([state._replace(done=state.done - 4 * 10**8) for state in states], 0.0)
+    rates.hear(states, 1.0)
+    console = screen(terminal=False)
+    console.print(picture(states, ranks, rates))
+    lines = shown(console).splitlines()
+    assert max(map(len, lines)) <= 80
+    return [" ".join(word for word in line.split() if word[0] not in "━╸╺") for line in lines]
+
+
+def test_a_job_of_few_ranks_has_a_row_for_each():
+    states = [
+        State(rank, "load", done, 2 * 10**9, 1, 1.0) for rank, done in [(0, 10**9), (2, 2 * 10**9)]
+    ]
+    assert rows(states, 3) == [
+        "load 3.00/6.00 GB 800.0 MB/s",
+        "rank 0 1.00/2.00 GB 400.0 MB/s",
+        "rank 1 waits",
+        "rank 2 2.00/2.00 GB done",
+    ]
+    assert rows(states[:1], 1) == ["load 1.00/2.00 GB 400.0 MB/s"]
+    assert len(rows([], 8)) == 9
+
+
+def test_a_job_of_many_ranks_has_its_slowest_its_fastest_and_their_mean():
+    states = [State(rank, "load", (rank + 5) * 10**8, 2 * 10**9, 1, 1.0) for rank in range(9)]
+    assert rows(states, 9) == [
+        "load 8.10/18.00 GB 3.6 GB/s",
+        "slowest rank 0 0.50/2.00 GB 400.0 MB/s",
+        "fastest rank 8 1.30/2.00 GB 400.0 MB/s",
+        "mean of 9 ranks 0.90/2.00 GB 400.0 MB/s",
+    ]
+    assert rows([], 9) == ["0.00/0.00 MB 0.0 MB/s"]
 
 
 def test_without_a_terminal_there_is_one_line_each_time(tmp_path):
@@ -85,8 +150,8 @@ def test_without_a_terminal_there_is_one_line_each_time(tmp_path):
         writers = [write(tmp_path, rank, 0, 1000) for rank in range(2)]
         seen = shown(console)
         for writer in writers:
-            writer.update("load", 500, 1000)
-            writer.update("load", 1000, 1000)
+            writer.update("load", 500, 1000, 1000)
+            writer.update("load", 1000, 1000, 1000)
         while shown(console) == seen:
             assert thread.is_alive()
     end.set()
@@ -101,11 +166,11 @@ def test_on_a_terminal_there_is_a_bar_that_goes_away(tmp_path):
     writer = write(tmp_path, 0, 0, 2_000_000)
     thread = threading.Thread(target=draw_next, args=(tmp_path, 1, end, console))
     thread.start()
-    writer.update("load", 1_000_000, 2_000_000)
-    while "1.0/2.0 MB" not in shown(console):
+    writer.update("load", 1_000_000, 2_000_000, 2_000_000)
+    while "1.00/2.00 MB" not in shown(console):
         assert thread.is_alive()
     assert (tmp_path / "drawing").exists()
-    writer.update("load", 2_000_000, 2_000_000)
+    writer.update("load", 2_000_000, 2_000_000, 2_000_000)
     wait_until_erased(tmp_path)
     thread.join()
     assert not (tmp_path / "drawing").exists()

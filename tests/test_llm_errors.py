@@ -140,7 +140,7 @@ RANKS = "start one process a GPU: `tpx launch --nproc N SCRIPT`, and name the cu
         ("trust_remote_code", "no code of a checkpoint is run; leave it out"),
         ("max_memory", f"{PLACEMENT}; `limits: {{memory: ...}}` in a plan bounds a rank"),
         ("tp_plans", "did you mean `tp_plan`?"),
-        ("xyzzy", "use `tp_plan`, `dtype`, `device` or `revision`"),
+        ("xyzzy", "use `tp_plan`, `dtype`, `device`, `revision`, `download` or `use_kernels`"),
     ],
 )
 def test_a_keyword_that_llm_does_not_know(word, hint):

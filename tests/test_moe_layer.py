@@ -179,7 +179,8 @@ def run(mesh: Mesh, dispatch: tuple[Any, Any], experts: str) -> list[dict[str, A
         values = {"out": out_TD.detach(), "h": h_TD.grad, "names": names}
         found.append(values | {"router": router.weight.grad, "router_bias": router.bias.grad})
     with torch.inference_mode():
-        assert torch.equal(layer(own, batch(longest, True)), found[1]["out"])
+        out_TD = layer(own, batch(longest, True))
+    close(out_TD, found[1]["out"])
     groups.close()
     return found
 

@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tpx.mxfp4 import Mxfp4, dequantize, quantize
 from tpx.ops.grouped_mm import grouped_mm
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def weights(kind, experts, rows, columns, seed=0):
     """(weight, the same as float64 [e, N, K])."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tpx.ops.rms_norm import rms_norm
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 EPS = 1e-5
 

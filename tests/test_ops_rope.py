@@ -11,6 +11,8 @@ import torch
 from tpx.families.spec import Rope
 from tpx.ops.rope import apply_rope, attention_factor, rope_frequencies, rope_tables
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 GPT_OSS = Rope(150000.0, 32.0, 4096, 32.0, 1.0, truncate=False)
 
 

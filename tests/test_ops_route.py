@@ -10,6 +10,8 @@ from hypothesis import given, settings, strategies as st
 
 from tpx.ops.route import route
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def by_hand(logits, top_k):
     """Python's sort on (-logit, id), and the softmax over the first top_k."""

@@ -10,6 +10,8 @@ from hypothesis import given, strategies as st
 
 from tpx.ops.swiglu import swiglu
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 ALPHA, LIMIT = 1.702, 7.0
 
 

@@ -1,38 +1,35 @@
-"""read.py: exactly the bytes of a rank's plan, and the right values from them."""
+"""read/: exactly the bytes of a rank's plan, and the right values from them."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from byte_plans import UNFILLED, Bare, drawn, item, read
 from hypothesis import given, settings, strategies as st
 from make_checkpoint import make_checkpoint
-from safetensors.torch import load_file
+from reading import ids_of, load_in_pieces, load_rank, one_shard
+from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 
-from tpx import read
-from tpx.errors import CheckpointError
-from tpx.index import TensorMeta
-from tpx.plan.prepare import Prepared, prepare
+from tpx.plan.find import shipped_plans
+from tpx.plan.load import load_plan
+from tpx.plan.prepare import prepare
+from tpx.plan.spans import GAP, spans
 from tpx.plan.types import Part, Shard
-from tpx.read import ReadStats, chunks, read_shards, runs
+from tpx.read import DTYPES, Arena, Files, Limits, ReadStats, Ring, load_spans
 
-ROOT = Path(__file__).parent.parent
-PLANS = [("tp1", 1), ("tp2", 2), ("ep2", 2), ("tp2-etp2", 2), ("tp4-etp4", 4), ("tp4-ep2-etp2", 4)]
-PLANS += [("dp2-ep2", 2), ("tp4-ep4", 4)]
-
-
-class Bare:
-    """As much of a RankPlan as reading needs."""
-
-    def __init__(self, shards: dict[str, Shard]):
-        self.shards = shards
+CPU = torch.device("cpu")
+WORLDS = {name: load_plan(path).mesh.world for name, path in shipped_plans("gpt_oss").items()}
+EVERY_COMMIT = ("tp1", "ep2", "tp2-etp2", "tp4-etp4", "tp4-ep2-etp2")
+PLANS = [
+    pytest.param(name, world, marks=() if name in EVERY_COMMIT else pytest.mark.more)
+    for name, world in sorted(WORLDS.items())
+]
 
 
 @pytest.fixture(scope="module", params=["mxfp4", "bf16"])
@@ -44,12 +41,6 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("read") / "small", tiny_config(vocab_size=131))
-
-
-def read_rank(prepared: Prepared, rank: int, folder: Path | None = None) -> tuple[dict, ReadStats]:
-    stats = ReadStats()
-    plan = prepared.rank_plan(rank)
-    return dict(read_shards(plan, folder or prepared.folder, stats)), stats
 
 
 def whole_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -64,8 +55,8 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def byte_positions(part: Part) -> np.ndarray:
     """The file's bytes that a part names, by indexing a map of the whole tensor."""
-    item = part.meta.nbytes // max(1, int(np.prod(part.meta.shape)))
-    places = np.arange(part.meta.nbytes).reshape(*part.meta.shape, item)
+    size = part.meta.nbytes // max(1, int(np.prod(part.meta.shape)))
+    places = np.arange(part.meta.nbytes).reshape(*part.meta.shape, size)
     for axis, ranges in enumerate(part.index):
         chosen = [i for start, stop in ranges for i in range(start, stop)]
         places = np.take(places, np.array(chosen, dtype=int), axis)
@@ -78,7 +69,7 @@ def test_shards_of_all_ranks_make_up_the_checkpoint(checkpoint, plan, world):
     whole = whole_tensors(checkpoint)
     seen = {name: torch.zeros(tensor.shape, dtype=torch.int32) for name, tensor in whole.items()}
     for rank in range(world):
-        tensors, _ = read_rank(prepared, rank)
+        tensors, _ = load_rank(prepared, rank)
         shards = prepared.rank_plan(rank).shards
         assert tensors.keys() == shards.keys() == whole.keys()
         for name, tensor in tensors.items():
@@ -92,19 +83,18 @@ def test_shards_of_all_ranks_make_up_the_checkpoint(checkpoint, plan, world):
 
 
 def test_a_rank_without_a_block_gets_an_empty_shard(small):
-    prepared = prepare(str(small), "tp4-etp4", 4)
-    tensors, _ = read_rank(prepared, 3)
-    name = "model.layers.0.mlp.experts.down_proj_blocks"
-    assert tensors[name].shape == (4, 64, 0, 16)
+    tensors, _ = load_rank(prepare(str(small), "tp4-etp4", 4), 3)
+    assert tensors["model.layers.0.mlp.experts.down_proj_blocks"].shape == (4, 64, 0, 16)
 
 
-@pytest.mark.parametrize(("plan", "world"), PLANS)
+@pytest.mark.parametrize(("plan", "world"), [("tp2-ep2", 2), ("tp4-etp4", 4)])
 def test_no_byte_outside_the_plan_is_needed(checkpoint, plan, world, tmp_path):
     prepared = prepare(str(checkpoint), plan, world)
     for rank in {0, world - 1}:
-        expected, _ = read_rank(prepared, rank)
+        expected, _ = load_rank(prepared, rank)
+        rank_plan = prepared.rank_plan(rank)
         keep = {file.name: set() for file in checkpoint.glob("*.safetensors")}
-        for shard in prepared.rank_plan(rank).shards.values():
+        for shard in rank_plan.shards.values():
             for part in shard.parts:
                 keep[part.meta.file].update(byte_positions(part).tolist())
         for name, kept in keep.items():
@@ -113,131 +103,17 @@ def test_no_byte_outside_the_plan_is_needed(checkpoint, plan, world, tmp_path):
             places = np.array(sorted(kept), dtype=int)
             bad[places] = good[places]
             (tmp_path / name).write_bytes(bad.tobytes())
-        found, stats = read_rank(prepared, rank, tmp_path)
+        found, stats = load_rank(prepared, rank, tmp_path)
         assert all(same_bits(found[name], expected[name]) for name in expected)
-        assert stats.bytes_read == sum(len(kept) for kept in keep.values())
+        assert stats.bytes_read == sum(span.nbytes for span in spans(rank_plan))
+        assert stats.bytes_kept == sum(len(kept) for kept in keep.values())
         assert stats.bytes_kept == sum(tensor.nbytes for tensor in expected.values())
-
-
-COUNT = """
-import sys
-from pathlib import Path
-from tpx.plan.prepare import prepare
-from tpx.read import ReadStats, chunks, read_shards, runs
-
-def rchar():
-    return int(Path("/proc/self/io").read_text().split()[1])
-
-prepared = prepare(sys.argv[1], sys.argv[2], int(sys.argv[3]))
-plan, stats = prepared.rank_plan(int(sys.argv[4])), ReadStats()
-before = rchar()
-for name, tensor in read_shards(plan, prepared.folder, stats):
-    del tensor
-print(rchar() - before, stats.bytes_read, stats.bytes_kept)
-"""
-
-
-@pytest.mark.parametrize(("plan", "world", "rank"), [("tp2-etp2", 2, 1), ("tp4-ep4", 4, 3)])
-def test_the_kernel_counts_the_same_bytes(tmp_path, plan, world, rank):
-    config = tiny_config(vocab_size=2000, hidden_size=256)
-    folder = make_checkpoint(tmp_path, config)
-    command = [sys.executable, "-c", COUNT, str(folder), plan, str(world), str(rank)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    rchar, counted, kept = map(int, out.split())
-    assert counted == kept > 500_000
-    assert abs(rchar - counted) <= 0.01 * counted
-
-
-def test_progress_grows_to_the_bytes_of_the_plan(small):
-    prepared, steps = prepare(str(small), "tp2", 2), []
-    stats = ReadStats()
-    list(read_shards(prepared.rank_plan(0), small, stats, lambda *step: steps.append(step)))
-    done, total = zip(*steps, strict=True)
-    assert list(done) == sorted(done)
-    assert set(total) == {done[-1]} == {stats.bytes_read}
-
-
-def test_a_file_cut_short_after_its_headers_were_checked_is_an_error(small, tmp_path):
-    prepared = prepare(str(small), "tp1", 1)
-    meta = prepared.index.tensors["lm_head.weight"]
-    for file in small.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    os.truncate(tmp_path / meta.file, meta.offset + 100)
-    with pytest.raises(CheckpointError) as caught:
-        read_rank(prepared, 0, tmp_path)
-    assert caught.value.message.startswith(f"`{meta.file}` ends at byte `{meta.offset + 100}`, in")
-    assert caught.value.hint == (
-        "the file was cut short after its headers were checked; fetch it again"
-    )
-
-
-def test_a_file_that_has_gone_is_an_error(small, tmp_path):
-    with pytest.raises(CheckpointError) as caught:
-        read_rank(prepare(str(small), "tp1", 1), 0, tmp_path)
-    first = tmp_path / "model-00000-of-00001.safetensors"
-    assert caught.value.message == f"`{first}` cannot be opened: No such file or directory"
-
-
-@st.composite
-def fused(draw: st.DrawFn) -> tuple[tuple[int, ...], list[list[tuple[int, int]]]]:
-    """A tensor's shape, and up to three ranges of each of its dimensions, in any order."""
-    shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
-    index = []
-    for size in shape:
-        if draw(st.booleans()):
-            index.append([(0, size)])
-            continue
-        points = st.lists(st.integers(0, size), min_size=2, max_size=2).map(sorted)
-        index.append([tuple(pair) for pair in draw(st.lists(points, max_size=3))])
-    return shape, index
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    tensor=fused(),
-    lead=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2)), max_size=2),
-    before=st.integers(0, 2),
-    after=st.integers(0, 2),
-    chunk=st.sampled_from([1, 3, 16, 1 << 20]),
-)
-def test_any_ranges_of_a_tensor_land_where_the_part_says(
-    tmp_path_factory, tensor, lead, before, after, chunk
-):
-    """lead: dimensions that the shard has and the tensor has not; before, after: margins in the
-    tensor's own first dimension."""
-    shape, index = tensor
-    folder = tmp_path_factory.mktemp("part")
-    values = np.random.default_rng(0).integers(0, 2**16, shape, dtype=np.uint16)
-    (folder / "file").write_bytes(b"head" + values.tobytes())
-    meta = TensorMeta("t", "file", "BF16", shape, 4, values.nbytes)
-    rows = [[i for start, stop in ranges for i in range(start, stop)] for ranges in index]
-    chosen = values[np.ix_(*(np.array(r, dtype=int) for r in rows))]
-    lead_shape = tuple(size + at for size, at in lead)
-    target = (*lead_shape, before + chosen.shape[0] + after, *chosen.shape[1:])
-    at = (*(at for _, at in lead), before, *(0,) * (len(shape) - 1))
-    part = Part(meta, tuple(map(tuple, index)), at)
-    shard = Shard(target, "BF16", (part,), "replicate", 1, ())
-    stats = ReadStats()
-    [(_, found)] = read_shards(Bare({"p": shard}), folder, stats)
-    inside = tuple(at for _, at in lead)
-    got = found.view(torch.int16).numpy().view(np.uint16)[inside]
-    assert np.array_equal(got[before : before + chosen.shape[0]], chosen)
-    assert stats.bytes_read == chosen.nbytes
-    assert stats.bytes_kept == found.nbytes
-    file = (folder / "file").read_bytes()
-    copied = bytearray(found.nbytes)
-    for job in chunks(runs(part, shard), chunk):
-        for source, to, nbytes in zip(*job, strict=True):
-            assert 0 < nbytes <= chunk
-            copied[to : to + nbytes] = file[source : source + nbytes]
-    cut = np.frombuffer(copied, np.uint16).reshape(target)[inside]
-    assert np.array_equal(cut[before : before + chosen.shape[0]], chosen)
 
 
 def test_a_wrong_plan_would_be_noticed(small, tmp_path):
     """The test above that spoils all other bytes can fail: one spoiled byte shows."""
     prepared = prepare(str(small), "tp2", 2)
-    expected, _ = read_rank(prepared, 0)
+    expected, _ = load_rank(prepared, 0)
     shard = prepared.rank_plan(0).shards["model.norm.weight"]
     for file in small.glob("*.safetensors"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -245,17 +121,98 @@ def test_a_wrong_plan_would_be_noticed(small, tmp_path):
     data = bytearray((tmp_path / shard.parts[0].meta.file).read_bytes())
     data[place] ^= 0xFF
     (tmp_path / shard.parts[0].meta.file).write_bytes(data)
-    found, _ = read_rank(prepared, 0, tmp_path)
+    found, _ = load_rank(prepared, 0, tmp_path)
     assert [name for name in expected if not same_bits(found[name], expected[name])] == [
         "model.norm.weight"
     ]
 
 
-def test_names_of_types_match_those_that_the_library_writes(tmp_path):
-    from safetensors.torch import save_file
+def read_calls() -> int:
+    """Bytes that this process has read, as the kernel counts them."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
-    tensors = {str(dtype): torch.zeros(2, dtype=dtype) for dtype in read.DTYPES.values()}
+
+def test_the_kernel_counts_the_same_bytes(tmp_path):
+    folder = make_checkpoint(tmp_path, tiny_config(vocab_size=2000, hidden_size=256))
+    prepared = prepare(str(folder), "tp2-etp2", 2)
+    before = read_calls()
+    _, stats = load_rank(prepared, 1)
+    assert stats.bytes_read > 500_000
+    assert stats.bytes_read <= read_calls() - before <= 1.01 * stats.bytes_read
+
+
+def test_progress_grows_to_the_bytes_of_the_plan(small):
+    steps = list[int]()
+    prepared = prepare(str(small), "tp2", 2)
+    _, stats = load_rank(prepared, 0, limits=Limits(2, 4096, 4096, 2), progress=steps.append)
+    assert steps == sorted(steps)
+    assert steps[-1] == stats.bytes_read == sum(s.nbytes for s in spans(prepared.rank_plan(0)))
+
+
+def as_held(data: bytes, shard: Shard, dtype: torch.dtype) -> torch.Tensor:
+    """The shard's bytes as a tensor [numel], in the dtype that it is held in."""
+    stored = torch.frombuffer(bytearray(data or b"\0" * 8), dtype=DTYPES[shard.dtype])
+    return stored[: shard.numel].to(stored.dtype if stored.dtype == torch.uint8 else dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    case=drawn(longest=2000),
+    gap=st.sampled_from([0, 7, GAP]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float32, torch.float64]),
+    limits=st.sampled_from(
+        [Limits(1, 4096, 4096, 1), Limits(3, 1000, 8192, 2), Limits(2, 1 << 20, 1 << 20, 1)]
+    ),
+    load=st.sampled_from([load_spans, load_in_pieces]),
+)
+def test_any_ranges_land_where_the_plan_says_in_the_dtype_of_the_arena(
+    tmp_path_factory, case, gap, dtype, limits, load
+):
+    [plan], files, [expected], _ = case
+    folder = tmp_path_factory.mktemp("drawn")
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    found = spans(plan, gap)
+    filled = read(found, plan, {name: bytes(len(data)) for name, data in files.items()})
+    arena, stats = Arena(plan, dtype, CPU), ReadStats()
+    with Files(folder, ids_of(folder)) as source:
+        load(found, source, arena, stats, limits)
+        source.check()
+    for name, shard in plan.shards.items():
+        inside = torch.tensor(list(filled[name])).view(-1, item(shard.dtype))[:, 0] != UNFILLED
+        want = as_held(expected[name], shard, dtype)[inside]
+        got = arena.flat(name)[inside]
+        assert got.dtype == want.dtype
+        assert torch.equal(got.nan_to_num(nan=7), want.nan_to_num(nan=7)), name
+        assert arena.view(name).shape == shard.shape
+    assert stats.bytes_read == sum(span.nbytes for span in found)
+    assert stats.bytes_kept == sum(copy.kept for span in found for copy in span.copies)
+
+
+def test_memory_beyond_the_arena_is_the_rings(tmp_path):
+    """24 MB in bfloat16 that are cast to float32, so that every byte goes through the ring."""
+    shards: Mapping[str, Shard] = one_shard((12 << 20,), "BF16")
+    (tmp_path / "file").write_bytes(bytes(24 << 20))
+    stats = ReadStats()
+    arena = Arena(Bare(dict(shards)), torch.float32, CPU)
+    with Files(tmp_path, ids_of(tmp_path)) as source:
+        load_spans(spans(Bare(dict(shards))), source, arena, stats)
+    assert arena.data.nbytes == 48 << 20
+    assert 8 << 20 < stats.host_peak - arena.data.nbytes <= 32 << 20
+
+
+def test_a_closed_ring_lets_all_who_wait_go():
+    ring = Ring(1, 4096)
+    first = ring.take()
+    assert first is not None
+    ring.close()
+    assert ring.take() is None
+    assert ring.take() is None
+
+
+def test_names_of_types_match_those_that_the_library_writes(tmp_path):
+    tensors = {str(dtype): torch.zeros(2, dtype=dtype) for dtype in DTYPES.values()}
     save_file(tensors, tmp_path / "x.safetensors")
     raw = (tmp_path / "x.safetensors").read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    assert {header[str(dtype)]["dtype"]: dtype for dtype in read.DTYPES.values()} == read.DTYPES
+    assert {header[str(dtype)]["dtype"]: dtype for dtype in DTYPES.values()} == DTYPES

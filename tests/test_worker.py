@@ -145,6 +145,34 @@ def test_a_group_that_a_script_made_is_used():
     ]
 
 
+def machine(places: list[Place]) -> tuple[int, ...]:
+    """The ranks that share this one's machine, as a gather over them says."""
+    mine = places[torch.distributed.get_rank()]
+    os.environ.update(LOCAL_RANK=str(mine.local_rank), LOCAL_WORLD_SIZE=str(mine.local_world))
+    groups = Worker("cpu").groups(Mesh(tp=4, edp=4))
+    found = groups["node"].all_gather(torch.tensor([mine.rank]), "who").tolist()
+    assert tuple(found) == groups["node"].ranks
+    groups.close()
+    return groups["node"].ranks
+
+
+@pytest.mark.parametrize(
+    ("local_ranks", "local_worlds", "expected"),
+    [
+        ((0, 1, 2, 3), (4, 4, 4, 4), [(0, 1, 2, 3)] * 4),
+        ((0, 1, 0, 1), (2, 2, 2, 2), [(0, 1), (0, 1), (2, 3), (2, 3)]),
+        ((0, 0, 0, 0), (1, 1, 1, 1), [(0,), (1,), (2,), (3,)]),
+        ((0, 0, 1, 2), (1, 3, 3, 3), [(0,), (1,), (2,), (3,)]),  # of different sizes
+        ((0, 1, 0, 0), (2, 2, 1, 1), [(0,), (1,), (2,), (3,)]),
+        ((0, 0, 1, 1), (2, 2, 2, 2), [(0,), (1,), (2,), (3,)]),  # not consecutive
+        ((0, 1, 2, 0), (3, 3, 3, 3), [(0,), (1,), (2,), (3,)]),
+    ],
+)
+def test_the_ranks_of_a_machine_are_a_group(local_ranks, local_worlds, expected):
+    places = [Place(r, 4, local_ranks[r], local_worlds[r]) for r in range(4)]
+    assert ranks(4).run(machine, places) == expected
+
+
 RAISES = """
     import os, sys, tpx, tpx.worker
     tpx.worker.Worker("cpu")

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 from .agree import Said, digest
 from .errors import RequestError, did_you_mean
+from .hub import AUTO, DOWNLOADS
+from .kernels import Device, Loaded, choose, load, read_wanted
 from .plan.prepare import Prepared, prepare
 from .version import __version__
 from .worker import setting
 
-WORDS = ("tp_plan", "dtype", "device", "revision")
+WORDS = ("tp_plan", "dtype", "device", "revision", "download", "use_kernels")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 PLACEMENT = 'a plan says what each rank holds: `tp_plan="auto"`, or a plan\'s name or path'
 RANKS = "start one process a GPU: `tpx launch --nproc N SCRIPT`, and name the cut in `tp_plan`"
@@ -56,6 +58,7 @@ class Arguments(NamedTuple):
     tp_plan: object
     dtype: object
     revision: object
+    download: object = None
 
 
 def prepare_arguments(given: Arguments, world: int) -> tuple[tuple[Prepared, str], dict[str, Said]]:
@@ -64,10 +67,11 @@ def prepare_arguments(given: Arguments, world: int) -> tuple[tuple[Prepared, str
     Raises RequestError, PlanError and CheckpointError.
     """
     revision = check_text("revision", given.revision)
+    download = check_download(given.download)
     dtype = check_dtype(given.dtype)
     model = check_model(setting(given.model, "TPX_MODEL"))
     tp_plan = check_plan(setting(given.tp_plan, "TPX_TP_PLAN", "auto"))
-    prepared = prepare(model, tp_plan, world, revision)
+    prepared = prepare(model, tp_plan, world, revision, download=download)
     dtype = prepared.spec.dtype if dtype == "auto" else dtype
     files = [prepared.index.header_digest, prepared.config, prepared.generation_config]
     said = {
@@ -77,6 +81,18 @@ def prepare_arguments(given: Arguments, world: int) -> tuple[tuple[Prepared, str
         "dtypes": Said(dtype, dtype),
     }
     return (prepared, dtype), said
+
+
+def prepare_kernels(use_kernels: object, device: Device) -> tuple[Loaded, dict[str, Said]]:
+    """The kernels that run on this rank's device; all ranks must have them alike.
+
+    Raises RequestError.
+    """
+    wanted = read_wanted(setting(use_kernels, "TPX_KERNELS"))
+    loaded = load(choose(wanted, device))
+    alike = {choice.operation: list(choice[1:4]) for choice in loaded.chosen.choices}
+    sources = ", ".join(dict.fromkeys(choice.source for choice in loaded.chosen.choices))
+    return loaded, {"kernels": Said(digest(alike), sources)}
 
 
 def refuse_unknown(unknown: Iterable[str]) -> None:
@@ -113,6 +129,14 @@ def check_dtype(dtype: object) -> str:
     name = "auto" if dtype is None else str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise RequestError(f"`dtype` is `{dtype}`", did_you_mean(name, DTYPES))
+    return name
+
+
+def check_download(download: object) -> str:
+    """One of DOWNLOADS. None is "auto"."""
+    name = AUTO if download is None else str(download)
+    if name not in DOWNLOADS:
+        raise RequestError(f"`download` is `{download}`", did_you_mean(name, DOWNLOADS))
     return name
 
 

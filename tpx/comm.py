@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -115,6 +116,13 @@ class Group:
         assert x.shape[0] == sum(send), f"{x.shape=} {send=}"
         return x if self.size == 1 else _call(_AllToAll, x, self, name, send, receive)
 
+    def all_to_all_into(
+        self, out: Tensor, x: Tensor, send: list[int], receive: list[int], name: str
+    ) -> None:
+        """As all_to_all, into `out`, of a group of several ranks. No gradient."""
+        with self._collective("all_to_all", x, name), torch.no_grad():
+            distributed.all_to_all_single(out, x, receive, send, group=self._process_group)
+
     def broadcast(self, x: Tensor, src: int, name: str) -> Tensor:
         """x of rank `src` of the group, on every rank; x has the same shape on all. No gradient."""
         if self.size == 1:
@@ -213,15 +221,10 @@ class _ReduceScatter(torch.autograd.Function):
 
 class _AllToAll(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, group: Group, name: str, send: list[int], receive: list[int]
-    ) -> Tensor:
-        ctx.group, ctx.name, ctx.send, ctx.receive = group, name, send, receive
-        with group._collective("all_to_all", x, name):
-            out = x.new_empty(sum(receive), *x.shape[1:])
-            distributed.all_to_all_single(
-                out, x.contiguous(), receive, send, group=group._process_group
-            )
+    def forward(ctx: Any, x: Tensor, group: Group, name: str, *sizes: list[int]) -> Tensor:
+        ctx.group, ctx.name, (ctx.send, ctx.receive) = group, name, sizes
+        out = x.new_empty(sum(ctx.receive), *x.shape[1:])
+        group.all_to_all_into(out, x.contiguous(), ctx.send, ctx.receive, name)
         return out
 
     @staticmethod
@@ -242,21 +245,23 @@ def _backward(name: str) -> str:
 
 
 class Groups:
-    """The groups of one rank: groups["tp"], and `none`, this rank alone.
+    """The groups of one rank: groups["tp"], `none`, this rank alone, and groups["node"], those of
+    its machine: `local_world` consecutive ranks, or itself where they do not make up the world.
 
     All ranks of the default process group, as many as the mesh has, must make it together, since
     each set of ranks becomes a process group once; names with the same set share it.
     """
 
-    def __init__(self, mesh: Mesh, rank: int, device: torch.device):
+    def __init__(self, mesh: Mesh, rank: int, device: torch.device, local_world: int = 1):
         self.mesh, self.rank, self.device = mesh, rank, device
         self._log = _Log()
         self._made: dict[tuple[int, ...], Any] = {}
-        for name in GROUPS:
-            for ranks in sorted({mesh.group(name, r) for r in range(mesh.world)}):
-                if 1 < len(ranks) < mesh.world and ranks not in self._made:
-                    self._made[ranks] = distributed.new_group(list(ranks))
-        self._groups = {name: self._group(name, mesh.group(name, rank)) for name in GROUPS}
+        every = {name: mesh.groups(name) for name in GROUPS} | {"node": mesh.nodes(local_world)}
+        for ranks in chain.from_iterable(every.values()):
+            if 1 < len(ranks) < mesh.world and ranks not in self._made:
+                self._made[ranks] = distributed.new_group(list(ranks))
+        mine = {name: next(g for g in found if rank in g) for name, found in every.items()}
+        self._groups = {name: self._group(name, ranks) for name, ranks in mine.items()}
         self.none = self._group("none", (rank,))
 
     @staticmethod

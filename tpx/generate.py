@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .kernels import describe
 from .launch.command import Generation
 from .launch.progress import wait_until_erased
 from .llm import LLM
@@ -103,7 +104,9 @@ def print_report(llm: LLM, console: Console) -> None:
     console.print(rank_table(report))
     for note in report.notes:
         console.print(Text(note))
-    console.print(f"loaded in {report.seconds:.2f} s\n")
+    for line in describe(report.kernels):
+        console.print(Text(line, overflow="fold"))
+    console.print(f"{load_lines(report)}\n")
 
 
 def rank_table(report: Report) -> Table:
@@ -120,6 +123,19 @@ def rank_table(report: Report) -> Table:
     if len(report.ranks) > 1:
         table.add_row("all", "", "", size(report.bytes_read), size(report.bytes_held))
     return table
+
+
+def load_lines(report: Report) -> str:
+    """How long the load took, what it read, and the memory that it needed for a while."""
+    lines = [
+        f"loaded in {report.seconds:.2f} s (read {report.read_seconds:.2f} s, copy "
+        f"{report.copy_seconds:.2f} s, prepare {report.prepare_seconds:.2f} s)",
+        f"read {report.read_amplification:.2f}x of what is kept, with at most "
+        f"{report.host_peak / 1e6:,.1f} MB of host memory beside it",
+    ]
+    if report.device_peak is not None:
+        lines.append(f"device memory at most {report.device_peak:.2f}x of what is held")
+    return "\n".join(lines)
 
 
 def shorter(path: str) -> str:

@@ -17,22 +17,27 @@ import torch
 
 from .agree import Said, agree, digest
 from .answer import Answer
-from .arguments import Arguments, check_text, prepare_arguments, refuse_unknown
+from .arguments import Arguments, check_text, prepare_arguments, prepare_kernels, refuse_unknown
 from .engine.blocks import Blocks
 from .engine.cache import CacheShape, cache_limit, check_room, make_caches, plan_pages
 from .engine.engine import Engine, Step
 from .engine.request import Request
 from .errors import RequestError
 from .families.fields import ids
+from .hub import AUTO
+from .kernels import Choice
+from .launch.fetch_bar import fetch_bar
 from .mesh import Mesh
 from .models.load import LoadReport, load_model
 from .params import SamplingParams
 from .plan.buffers import STEP_TOKENS
+from .plan.fetch import fetched
+from .plan.forms import stored_nbytes
 from .plan.prepare import Prepared
 from .prompts import Model, Prompt, check_params, check_prompts
 from .results import Completion, RankReport, Report
 from .text import open_tokenizer
-from .worker import Worker
+from .worker import Place, Worker, describe_device
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -43,8 +48,12 @@ class LLM:
     path_or_hub_id: a folder or a Hub id; None takes TPX_MODEL. tp_plan: "auto", a path, a shipped
     plan's name or a dict in Hugging Face's form; None takes TPX_TP_PLAN, else "auto". dtype: what
     is computed in, "auto" for the checkpoint's. device: "cpu" or "cuda"; None takes a GPU where
-    there is one. revision: of a Hub id. Raises PlanError, CheckpointError, LaunchError and
-    RequestError, on all ranks alike.
+    there is one. revision: of a Hub id. download: of a Hub id, "full" fetches its files whole,
+    "partial" what the ranks of this machine read of them, "auto" the cheaper. use_kernels: True,
+    False, "local", "hub", "off", or an operation's name -> one of these or a Hub kernel
+    `owner/name@1` (see tpx.kernels.read_wanted); None takes TPX_KERNELS, else True: what ships with
+    tpx where triton can run it. Raises PlanError, CheckpointError, LaunchError and RequestError, on
+    all ranks alike.
     """
 
     def __init__(
@@ -54,6 +63,8 @@ class LLM:
         dtype: str | torch.dtype | None = None,
         device: str | None = None,
         revision: str | None = None,
+        download: str | None = None,
+        use_kernels: bool | str | Mapping[str, object] | None = None,
         **unknown: object,
     ):
         refuse_unknown(unknown)
@@ -62,24 +73,35 @@ class LLM:
         self.device = self.worker.device
         world = self.worker.place.world
         everyone = self.worker.groups(Mesh(tp=world, edp=world))["world"]
-        given = Arguments(path_or_hub_id, tp_plan, dtype, revision)
+        given = Arguments(path_or_hub_id, tp_plan, dtype, revision, download)
         self.prepared, dtype_name = agree(everyone, lambda: prepare_arguments(given, world))
         self.dtype: torch.dtype = getattr(torch, dtype_name)
+        kind = describe_device(self.device)
+        self.kernels = agree(everyone, lambda: prepare_kernels(use_kernels, kind))
+        if self.worker.place.rank == 0:
+            self.kernels.chosen.log()
         self.spec = self.prepared.spec
         self.groups = self.worker.groups(self.prepared.plan.mesh)
         self.tokenizer = open_tokenizer(self.prepared.folder)
         self._stop_ids = stop_ids(self.prepared)
         rank_plan = self.prepared.rank_plan(self.worker.place.rank)
         self._cache = CacheShape(self.spec, rank_plan.cuts["KV"].size, self.dtype)
-        writer = self.worker.progress()
-        self.model, load = load_model(
-            self.prepared,
-            rank_plan,
-            self.groups,
-            self.dtype,
-            self.device,
-            lambda done, total: writer.update("load", done, total),
-        )
+        writer, kept = self.worker.progress(), stored_nbytes(rank_plan)
+        here, told = ranks_here(self.worker.place), self.worker.place.world > 1
+        with (
+            fetch_bar(line=told) as bar,
+            fetched(self.prepared, here, download or AUTO, bar.report) as self.prepared,
+        ):
+            self.model, load = load_model(
+                self.prepared,
+                rank_plan,
+                self.groups,
+                self.dtype,
+                self.device,
+                lambda done, total: writer.update("load", done, total, kept),
+            )
+        if not load.bytes_read:  # else the last byte has said it
+            writer.update("load", 0, 0, kept)
         writer.close()
         self.report, self._cache_limit = self._share(load)
 
@@ -236,13 +258,25 @@ class LLM:
     def _share(self, load: LoadReport) -> tuple[Report, int]:
         """The loads of all ranks, and the smallest cache that any of them has room for."""
         limit = cache_limit(self.device, self.worker.place.local_world)
-        mine = [str(self.device), load.bytes_read, load.bytes_held, load.seconds, limit]
+        mine = [str(self.device), load._asdict(), limit, self.kernels.chosen.choices]
         told = self.groups["world"].gather_bytes(json.dumps(mine).encode(), "engine.report")
         said = [json.loads(one) for one in told]
         mesh = self.prepared.plan.mesh
-        ranks = [RankReport(r, mesh.coords(r), *one[:4]) for r, one in enumerate(said)]
+        ranks = [
+            RankReport(rank, mesh.coords(rank), on, **loaded)
+            for rank, (on, loaded, *_) in enumerate(said)
+        ]
         plan, notes = self.prepared.plan.path, self.prepared.report
-        return Report(mesh, plan, notes, tuple(ranks)), min(one[4] for one in said)
+        kernels = tuple(Choice(*choice) for choice in said[0][3])
+        return Report(mesh, plan, notes, tuple(ranks), kernels), min(one[2] for one in said)
+
+
+def ranks_here(place: Place) -> range:
+    """The ranks of this machine; this one alone where they are not consecutive."""
+    rank, world, local_rank, local_world = place
+    first = rank - local_rank
+    consecutive = first >= 0 and first % local_world == 0 and first + local_world <= world
+    return range(first, first + local_world) if consecutive else range(rank, rank + 1)
 
 
 def step_tokens(prompts: Sequence[Sequence[int]], most: int = STEP_TOKENS) -> int:

@@ -100,6 +100,12 @@ class Mesh:
             found.setdefault(self._key(name, rank), []).append(rank)
         return [tuple(ranks) for ranks in found.values()]
 
+    def nodes(self, local_world: int) -> list[tuple[int, ...]]:
+        """The ranks of each machine: `local_world` consecutive ones, or one where those do not make
+        up the world."""
+        size = local_world if self.world % local_world == 0 else 1
+        return [tuple(range(first, first + size)) for first in range(0, self.world, size)]
+
     def size(self, name: str) -> int:
         """How many ranks each group `name` (one of GROUPS) has."""
         match name:

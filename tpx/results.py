@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from .kernels import Choice
 from .mesh import Coords, Mesh
 
 FinishReason = Literal["stop", "length"]
@@ -23,36 +24,88 @@ class Completion(NamedTuple):
 
 
 class RankReport(NamedTuple):
-    """One rank's share of a load. bytes_read: of the files; bytes_held: on `device`."""
+    """One rank's share of a load.
+
+    bytes_read: of the files, by this rank. bytes_kept: what its shards have there. bytes_held: what
+    they have on `device` in their final form. seconds: in all; read_seconds and copy_seconds
+    overlap. device_peak: the most device memory while loading, as a multiple of bytes_held; None on
+    a CPU. host_peak: the most bytes of anonymous memory beyond the weights.
+    """
 
     rank: int
     coords: Coords
     device: str
     bytes_read: int
+    bytes_kept: int
     bytes_held: int
     seconds: float
+    read_seconds: float
+    copy_seconds: float
+    prepare_seconds: float
+    device_peak: float | None
+    host_peak: int
+
+    @property
+    def read_amplification(self) -> float:
+        """Bytes read for each that is kept; below 1 where other ranks have read for this one."""
+        return amplification(self.bytes_read, self.bytes_kept)
 
 
 class Report(NamedTuple):
     """The load of a whole job, the same on every rank.
 
     plan: the plan's path. notes: what the plan leaves to say, such as modules that a dict in
-    Hugging Face's form leaves replicated. seconds: of the slowest rank.
+    Hugging Face's form leaves replicated. kernels: what runs each operation, as rank 0 has it.
+    Seconds and peaks: of the rank that has the most.
     """
 
     mesh: Mesh
     plan: str
     notes: tuple[str, ...]
     ranks: tuple[RankReport, ...]
+    kernels: tuple[Choice, ...] = ()
 
     @property
     def bytes_read(self) -> int:
         return sum(rank.bytes_read for rank in self.ranks)
 
     @property
+    def bytes_kept(self) -> int:
+        return sum(rank.bytes_kept for rank in self.ranks)
+
+    @property
     def bytes_held(self) -> int:
         return sum(rank.bytes_held for rank in self.ranks)
 
     @property
+    def read_amplification(self) -> float:
+        """Bytes read for each that is kept; below 1 where ranks read for each other."""
+        return amplification(self.bytes_read, self.bytes_kept)
+
+    @property
     def seconds(self) -> float:
         return max(rank.seconds for rank in self.ranks)
+
+    @property
+    def read_seconds(self) -> float:
+        return max(rank.read_seconds for rank in self.ranks)
+
+    @property
+    def copy_seconds(self) -> float:
+        return max(rank.copy_seconds for rank in self.ranks)
+
+    @property
+    def prepare_seconds(self) -> float:
+        return max(rank.prepare_seconds for rank in self.ranks)
+
+    @property
+    def device_peak(self) -> float | None:
+        return max((r.device_peak for r in self.ranks if r.device_peak is not None), default=None)
+
+    @property
+    def host_peak(self) -> int:
+        return max(rank.host_peak for rank in self.ranks)
+
+
+def amplification(bytes_read: int, bytes_kept: int) -> float:
+    return bytes_read / bytes_kept if bytes_kept else 1.0

@@ -27,6 +27,7 @@ from .mesh import Mesh
 from .models.load import load_model
 from .narrow import draw_values, make_batch, make_caches, narrow_sizes, to_device
 from .plan.cuts import assign
+from .plan.fetch import fetched
 from .plan.prepare import Prepared, prepare
 from .plan.resolve import resolve
 from .plan.types import Plan
@@ -67,8 +68,9 @@ def verify(
         groups = worker.groups(small.plan.mesh)
         prompts = deal(trial.ids, small.plan.mesh.dp)
         mine = small.plan.mesh.coords(everyone.rank).dp
-        states = run_sharded(small, prompts, mine, groups, perturb)
-        expected = run_alone(small, prompts, worker.device) if everyone.rank == 0 else None
+        with fetched(small, range(world)) as there:
+            states = run_sharded(there, prompts, mine, groups, perturb)
+            expected = run_alone(there, prompts, worker.device) if everyone.rank == 0 else None
         errors = errors_of(states, reference(states, expected, prompts, mine, everyone))
     told = everyone.gather_bytes(json.dumps(errors).encode(), "verify.errors")
     groups.close()

@@ -22,8 +22,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import distributed
 
-from .comm import Groups
+from .comm import Group, Groups
 from .errors import LaunchError, RequestError, TpxError
+from .kernels import Device
 from .launch.progress import Writer, draw_once, expect, launcher_draws
 from .mesh import Mesh
 
@@ -128,6 +129,15 @@ def choose_device(device: str | None, place: Place) -> torch.device:
     return torch.device("cuda", index)
 
 
+def describe_device(device: torch.device) -> Device:
+    """What decides whether kernels run there; only NVIDIA's have a capability."""
+    if device.type == "cpu":
+        return Device("cpu")
+    is_nvidia = torch.version.cuda is not None
+    capability = torch.cuda.get_device_capability(device) if is_nvidia else None
+    return Device(device.type, torch.cuda.get_device_name(device), capability)
+
+
 def start(place: Place, device: torch.device) -> None:
     """Makes the default process group, unless there is one or no other rank. Raises LaunchError."""
     if device.type == "cuda":
@@ -180,7 +190,16 @@ class Worker:
         """The mesh's groups; starts the default process group. All ranks call it together."""
         assert mesh.world == self.place.world, f"{mesh.world=} {self.place.world=}"
         start(self.place, self.device)
-        return Groups(mesh, self.place.rank, self.device)
+        return Groups(mesh, self.place.rank, self.device, self._ranks_a_machine())
+
+    def _ranks_a_machine(self) -> int:
+        """As all ranks agree: machines of different sizes, or whose ranks are not consecutive ones,
+        are machines of one rank."""
+        rank, world, local_rank, local_world = self.place
+        everyone = Group("world", tuple(range(world)), rank, self.device)
+        mine = local_world if rank % local_world == local_rank else 1
+        sizes = everyone.all_gather(torch.tensor([mine], device=self.device), "machines").tolist()
+        return mine if len(set(sizes)) == 1 else 1
 
     def progress(self) -> Writer:
         """Where to say how far this rank is. It is drawn by the launcher, else by rank 0; a process

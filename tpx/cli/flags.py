@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import PlanError, nearest, or_list
+from ..hub import DOWNLOADS
 from ..launch.command import MAX_TOKENS, PROMPT
 from ..launch.options import (
     Options,
+    kernels,
     nnodes,
     nproc,
     number,
@@ -52,6 +54,11 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "Model": (
         Flag("--model", "PATH|ID", "a folder or a Hugging Face id; a script sees TPX_MODEL"),
         Flag("--tp-plan", "PLAN", "auto, a plan's name or a YAML file; TPX_TP_PLAN"),
+        Flag("--revision", "NAME", "of a Hugging Face id (default: the commit fetched before)"),
+        Flag("--download", "HOW", "of an id: partial (what ranks here read), full, or auto",
+             words(*DOWNLOADS)),
+        Flag("--kernels", "HOW", "true (default), local, hub, off, or attention=OWNER/NAME@1",
+             kernels),
     ),
     "Text, without a script": (
         Flag("--prompt", "TEXT", f"what to continue (default: {PROMPT}); may be given again"),

@@ -18,8 +18,10 @@ from ..version import __version__
 COMMANDS = {
     "launch": "start ranks: a script of yours, or text generation",
     "plan": "prove, explain, compare and choose plans, without starting a rank",
+    "shard": "write a checkpoint as one file a rank, cut by a plan",
     "verify": "run a plan on real ranks against one rank, and compare",
     "bench": "measure the links between ranks, for `tpx plan auto`",
+    "doctor": "what this machine has, and which kernels run on it",
 }
 
 

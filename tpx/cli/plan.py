@@ -8,12 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from ..errors import PlanError
+from ..plan.device import DEVICES
 from ..plan.prepare import Prepared, prepare
 
 PLAN = "auto, a plan's name or a YAML file"
+DEVICE = f"for --io: {', '.join(DEVICES)} (default: the GPU here, else h100)"
 COMMANDS = {
     "check": "prove a plan; prints errors, and else one line",
     "show": "shapes, bytes and collectives of every rank",
@@ -56,7 +59,14 @@ def _add_explain(command: argparse.ArgumentParser) -> None:
     more.add_argument(
         "--simulate", action="store_true", help="compare with a rank's recorded collectives"
     )
-    more.add_argument("--rank", type=int, metavar="R", help="the rank to simulate (default: 0)")
+    more.add_argument(
+        "--io", action="store_true", help="the spans of files that a node's ranks read, and bytes"
+    )
+    more.add_argument(
+        "--rank", type=int, metavar="R", help="the rank to simulate, or whose spans to draw"
+    )
+    more.add_argument("--device", metavar="NAME", help=DEVICE)
+    more.add_argument("--topology", metavar="NxG", help="for --io: nodes x GPUs (default: 8 each)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,19 +103,22 @@ def _explain(prepared: Prepared, args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ..plan.explain import explain
-    from . import plan_simulate, plan_table
+    from . import plan_io, plan_simulate, plan_table
     from .plan_json import as_json
 
-    _check_rank(args.rank, prepared.world, args.simulate)
+    _check_io(args)
+    _check_rank(args.rank, prepared.world, args.simulate or args.io)
     explained = explain(prepared, args.context, args.batch)
     if args.html is not None:
         from .plan_html import write_page
 
         write_page(args.html, prepared, explained)
     found = plan_simulate.simulated(prepared, args.rank or 0) if args.simulate else []
+    reads = plan_io.find(prepared, args) if args.io else None
     console = Console(highlight=False, soft_wrap=False)
     if args.json:
-        extra = {"simulations": plan_simulate.as_json(found)} if found else {}
+        extra: dict[str, Any] = {"simulations": plan_simulate.as_json(found)} if found else {}
+        extra |= {"io": plan_io.as_json(reads, args.rank)} if reads else {}
         print(json.dumps(as_json(prepared, explained) | extra, indent=2))
         return int(not all(each.equal for each in found))
     if args.html is None:
@@ -113,25 +126,41 @@ def _explain(prepared: Prepared, args: argparse.Namespace) -> int:
     else:
         print(f"wrote {args.html}")
     plan_simulate.draw(found, console)
+    if reads is not None:
+        plan_io.draw(reads, args.rank, console)
     return int(not all(each.equal for each in found))
 
 
-def _check_rank(rank: int | None, world: int, simulate: bool) -> None:
+def _check_io(args: argparse.Namespace) -> None:
+    for flag, value in (("--device", args.device), ("--topology", args.topology)):
+        if value is not None and not args.io:
+            raise PlanError(f"`{flag}` is what `--io` reads for", "add `--io`")
+
+
+def _check_rank(rank: int | None, world: int, wanted: bool) -> None:
     if rank is None:
         return
-    if not simulate:
-        raise PlanError("`--rank` names the rank to simulate", "add `--simulate`")
+    if not wanted:
+        raise PlanError(
+            "`--rank` names the rank to simulate, or whose spans to print",
+            "add `--simulate` or `--io`",
+        )
     if not 0 <= rank < world:
         ranks = f"0 to {world - 1}" if world > 1 else "0, the only one"
         raise PlanError(f"`--rank` is `{rank}`, and the plan has none such", f"give {ranks}")
 
 
 def world_for(args: argparse.Namespace, plan: str) -> int:
-    """As asked for, else what the plan's mesh has."""
+    """As asked for, else as the checkpoint is sharded, else what the plan's mesh has."""
     if args.world is not None:
         if args.world < 1:
             raise PlanError(f"`--world` is `{args.world}`", "give the number of ranks, 1 or more")
         return int(args.world)
+    from ..plan.manifest import world_of
+
+    sharded_for = world_of(Path(args.model).expanduser())
+    if sharded_for is not None:
+        return sharded_for
     if plan == "auto":
         raise PlanError("`auto` plans for a number of ranks, and none is given", "add `--world 2`")
     from ..config import read_config

@@ -51,10 +51,10 @@ def run(args: argparse.Namespace) -> int:
     from ..config import read_config
     from ..families import family_of
     from ..hub import find_model
-    from ..index import CheckpointIndex
     from ..plan.auto import search
     from ..plan.cost import Model
     from ..plan.load import parse_plan
+    from ..plan.presharded import open_index
     from ..plan.proofs import prove
     from ..plan.reason import text_of
     from ..plan.why import why_not
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     folder = find_model(args.model, args.revision)
     family = family_of(read_config(folder))
     spec = family.spec(read_config(folder))
-    layout, index = family.layout(spec), CheckpointIndex.open(folder)
+    layout, index = family.layout(spec), open_index(folder, read_config(folder))
     found = search(Model.of(spec, layout, index, family.collectives), wants)
     text = text_of(found)
     proofs = prove(parse_plan(text, "auto"), spec, layout, index, args.world, family)

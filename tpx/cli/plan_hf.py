@@ -12,11 +12,11 @@ from ..config import read_config
 from ..errors import PlanError
 from ..families import family_of
 from ..hub import find_model
-from ..index import CheckpointIndex
 from ..plan.find import read_plan
 from ..plan.hf import from_hf
 from ..plan.hf_export import to_hf
 from ..plan.hf_form import DISPATCH, HfForm, form_of_config, read_form
+from ..plan.presharded import open_index
 from ..plan.proofs import prove
 from ..plan.write import to_yaml
 
@@ -67,7 +67,7 @@ def import_hf(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
     plan, notes = from_hf(form.tp_plan, layout, family.model_type, world, ep_plan, dispatch)
     if ep_plan != form.ep_plan:
         notes = (*notes, "`ep_plan` is left out, as it is there: `ep_size` is 1")
-    prove(plan, spec, layout, CheckpointIndex.open(folder), world, family)
+    prove(plan, spec, layout, open_index(folder, config), world, family)
     return to_yaml(plan, "\n".join((f"imported from {name}", *notes))), notes
 
 
@@ -86,12 +86,13 @@ def world_of(given: int | None, form: HfForm, name: str) -> int:
 
 def export_hf(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
     folder = find_model(args.model, args.revision)
-    family = family_of(read_config(folder))
-    spec = family.spec(read_config(folder))
+    config = read_config(folder)
+    family = family_of(config)
+    spec = family.spec(config)
     layout = family.layout(spec)
     plan = read_plan(args.plan, family.model_type)
     form, notes = to_hf(plan, layout)
-    prove(plan, spec, layout, CheckpointIndex.open(folder), plan.mesh.world, family)
+    prove(plan, spec, layout, open_index(folder, config), plan.mesh.world, family)
     return (json.dumps(form.as_dict(), indent=2) + "\n" if args.json else form.as_code()), notes
 
 

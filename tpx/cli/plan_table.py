@@ -201,7 +201,7 @@ def _fullest(memory: Memory) -> str:
 
 
 def _draw_reads(explained: Explained, console: Console) -> None:
-    console.print("\n[bold]a rank reads and holds[/bold]")
+    console.print("\n[bold]a rank keeps[/bold]")
     whole = explained.checkpoint_bytes
     sums: dict[int, list[int]] = {}
     for alike in explained.alike:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PlanError
-from ..hub import find_model
+from ..hub import HEADERS, find_model
 from ..launch.options import Options
 from ..launch.preflight import preflight
 from ..launch.supervise import supervise
@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     Raises TpxError for everything that is wrong before a rank starts."""
     most = read_bytes("--max-bytes", args.max_bytes)
     prepared = prepare(args.model, args.tp_plan, world_of(args))
+    if prepared.presharded is not None:
+        raise prepared.presharded.refuse()
     trial = make_trial(prepared, read_prompt(args.prompt), args.layers, most)
     with tempfile.TemporaryDirectory(prefix="tpx-verify-") as folder:
         options = Options(
@@ -53,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
             model=args.model,
             tp_plan=args.tp_plan,
+            download=HEADERS,
             run_dir=f"{folder}/run",
             target="tpx.verify",
             module=True,

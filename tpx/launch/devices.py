@@ -18,10 +18,11 @@ DRIVER_LIST = Path("/proc/driver/nvidia/gpus")
 
 
 class Gpu(NamedTuple):
-    """memory: bytes in all."""
+    """memory: bytes in all. capability: CUDA's; None where the driver does not say."""
 
     name: str
     memory: int
+    capability: tuple[int, int] | None = None
 
 
 class NvmlMemory(ctypes.Structure):  # nvmlMemory_t
@@ -105,7 +106,11 @@ def nvml_gpu(nvml: Any, i: int) -> Gpu | None:
         return None
     if nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) != 0:
         return None
-    return Gpu(text.value.decode(), memory.total)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    pointers = ctypes.byref(major), ctypes.byref(minor)
+    told = nvml.nvmlDeviceGetCudaComputeCapability(device, *pointers) == 0
+    capability = (major.value, minor.value) if told else None
+    return Gpu(text.value.decode(), memory.total, capability)
 
 
 def nvml_uuid(nvml: Any, i: int) -> str:

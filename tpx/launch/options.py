@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import PlanError, or_list
+from ..kernels import read_wanted
 
 Value = str | int | float | bool
 
@@ -33,6 +34,9 @@ class Options:
     shutdown_timeout: int | None = None  # seconds
     model: str | None = None
     tp_plan: str | None = None
+    revision: str | None = None
+    download: str | None = None  # one of hub.DOWNLOADS, or hub.HEADERS
+    kernels: str | None = None  # see kernels.read_wanted
     dtype: str | None = None
     prompt: tuple[str, ...] = ()
     chat: bool = False
@@ -106,6 +110,11 @@ def port(flag: str, value: str) -> int:
     if not value.isdecimal() or not 1 <= int(value) <= 65535:
         raise PlanError(f"`{flag} {value}` is no port", "give a number from 1 to 65535")
     return int(value)
+
+
+def kernels(flag: str, value: str) -> str:
+    read_wanted(value, flag)
+    return value
 
 
 def rdzv_conf(flag: str, value: str) -> str:

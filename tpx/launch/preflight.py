@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import LaunchError, PlanError
+from ..hub import AUTO, HEADERS
+from ..kernels import read_wanted
 from .command import Command, command
 from .devices import count_gpus
 from .options import Options
@@ -22,6 +24,7 @@ from .rendezvous import Rendezvous, node_range, rendezvous
 
 if TYPE_CHECKING:
     from ..plan.prepare import Prepared
+    from ..plan.wants import Wants
 
 RANKS_ON_CPU = 2
 TEXT_SHUTDOWN = (
@@ -57,11 +60,15 @@ def preflight(options: Options, environ: Mapping[str, str] | None = None) -> Job
     """Raises PlanError, CheckpointError or LaunchError, before anything is written."""
     environ = os.environ if environ is None else environ
     refuse_nesting(environ)
+    read_wanted(environ.get("TPX_KERNELS") or None, "TPX_KERNELS")
     to_run = command(options)
     device, nproc = devices(options, environ)
     nodes = node_range(options.nnodes)
     meeting = rendezvous(options)
     model = check_model(options, to_run, environ, device, nproc, nodes)
+    if model.prepared is not None and options.download != HEADERS:
+        here = ranks_here(options, meeting, nproc, nodes[1])
+        model = model._replace(prepared=fetch(model.prepared, here, options.download))
     run_dir = make_run_dir(options.run_dir or environ.get("TPX_RUN_DIR"))
     shutdown = options.shutdown_timeout
     if shutdown is None:
@@ -72,7 +79,7 @@ def preflight(options: Options, environ: Mapping[str, str] | None = None) -> Job
         device=device,
         nodes=nodes,
         rendezvous=meeting,
-        environment=environment(model, device, nproc, run_dir, environ),
+        environment=environment(model, device, nproc, run_dir, environ, options.kernels),
         run_dir=run_dir,
         max_restarts=options.max_restarts,
         shutdown_timeout=shutdown,
@@ -133,6 +140,7 @@ def check_model(
                 "type `tpx launch --model FOLDER_OR_HUB_ID`, or name a script to run",
             )
     if not name or not tp_plan:
+        refuse_hub_options(options)
         return Model(name, tp_plan, None)
     if nodes[0] != nodes[1]:
         raise PlanError(
@@ -141,17 +149,46 @@ def check_model(
         )
     from ..plan.prepare import prepare  # a script without a plan does not pay for it
 
+    def checked(world: int, wants: Wants | None = None) -> Prepared:
+        return prepare(name, tp_plan, world, options.revision, wants, options.download or AUTO)
+
     if tp_plan != "auto":
-        return Model(name, tp_plan, prepare(name, tp_plan, nproc * nodes[1]))
+        return Model(name, tp_plan, checked(nproc * nodes[1]))
     from .wants import wants_here
 
     batch = max(1, len(options.prompt)) if to_run.generates else None
     wants = wants_here(device, nodes[1], nproc, batch, environ)
     try:
-        prepared = prepare(name, tp_plan, wants.world, wants=wants)
+        prepared = checked(wants.world, wants)
     except PlanError:  # it may fit with a shorter context than `auto` plans for
-        prepared = prepare(name, tp_plan, wants.world, wants=replace(wants, context=1, batch=1))
+        prepared = checked(wants.world, replace(wants, context=1, batch=1))
     return Model(name, tp_plan, prepared)
+
+
+def refuse_hub_options(options: Options) -> None:
+    for flag, value in (("--revision", options.revision), ("--download", options.download)):
+        if value is not None:
+            raise PlanError(
+                f"`{flag} {value}` is for a model and a plan, and they are not both named",
+                f"add `--model` and `--tp-plan`, or write `{flag[2:]}=` in the script's `tpx.LLM`",
+            )
+
+
+def ranks_here(options: Options, meeting: Rendezvous, nproc: int, nodes: int) -> range:
+    """Of this machine; none where the machines number themselves when they meet, so that the ranks
+    fetch for themselves."""
+    if nodes > 1 and meeting.backend != "static":
+        return range(0)
+    return range(options.node_rank * nproc, (options.node_rank + 1) * nproc)
+
+
+def fetch(prepared: Prepared, ranks: range, download: str | None) -> Prepared:
+    """All that these ranks will read is on this machine's disk; -> where."""
+    from ..plan.fetch import fetched
+    from .fetch_bar import fetch_bar
+
+    with fetch_bar() as bar, fetched(prepared, ranks, download or AUTO, bar.report) as there:
+        return there
 
 
 def note_of(model: Model, run_dir: Path) -> str:
@@ -179,7 +216,12 @@ def make_run_dir(given: str | None) -> Path:
 
 
 def environment(
-    model: Model, device: str, nproc: int, run_dir: Path, environ: Mapping[str, str]
+    model: Model,
+    device: str,
+    nproc: int,
+    run_dir: Path,
+    environ: Mapping[str, str],
+    kernels: str | None,
 ) -> dict[str, str]:
     """Writes the plan that was checked, and says where it is."""
     found = {"TPX_RUN_DIR": str(run_dir)}
@@ -193,6 +235,8 @@ def environment(
         found["TPX_MODEL"] = str(model.prepared.folder)
         if model.tp_plan == "auto":
             found["TPX_TP_PLAN"] = str(plan)
+    if kernels:
+        found["TPX_KERNELS"] = kernels
     if device == "cpu":
         found["CUDA_VISIBLE_DEVICES"] = ""  # so that `device=None` means what was asked for
     if "OMP_NUM_THREADS" not in environ:

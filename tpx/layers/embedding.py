@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..comm import Group
+from ..ops.linear import linear
 from ..split import split
 
 
@@ -47,6 +48,6 @@ class VocabHead(nn.Module):
         rank goes on alike from the result, so each takes its own rows of the gradient.
         """
         h_MD = self.group.copy(h_MD)
-        logits_VM = self.weight @ h_MD.t()
+        logits_VM = linear(h_MD, self.weight).t()
         logits_VM = self.group.all_gather(logits_VM, "head", self.sizes, alike=True)
         return logits_VM.t().to(torch.float32, memory_format=torch.contiguous_format)

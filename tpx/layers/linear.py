@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..comm import Group
+from ..ops.linear import linear
 
 
 class Colwise(nn.Module):
@@ -27,7 +27,7 @@ class Colwise(nn.Module):
 
     def forward(self, x_TK: Tensor) -> Tensor:
         x_TK = self.group.copy(x_TK)
-        return F.linear(x_TK, self.weight, self.bias)
+        return linear(x_TK, self.weight, self.bias)
 
 
 class Rowwise(nn.Module):
@@ -44,5 +44,5 @@ class Rowwise(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype))
 
     def forward(self, x_TK: Tensor) -> Tensor:
-        partial_TN = F.linear(x_TK, self.weight)
+        partial_TN = linear(x_TK, self.weight)
         return self.group.all_reduce(partial_TN, self.name) + self.bias

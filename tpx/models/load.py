@@ -1,31 +1,60 @@
-"""One rank's model, from its plan: build on meta, read, cast, assign, prepare.
+"""One rank's model, from its plan: build on meta, read, assign, pack, prepare.
 
-Beside what the model keeps, at most one tensor is in memory at a time.
+All parameters lie in one arena, each in the slot that its final form needs; nothing is held twice.
 """
 
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import nn
 
 from ..comm import Groups
+from ..exchange import load_shared
+from ..plan.device import CPU, Device, device_of
+from ..plan.forms import NOTHING
+from ..plan.once import Share, plan_node
 from ..plan.prepare import Prepared
 from ..plan.types import RankPlan
-from ..read import Progress, ReadStats, read_shards
+from ..read import Arena, Files, Memory, ReadStats, load_spans
 from . import BUILDERS
+
+Progress = Callable[[int, int], None]  # bytes read, bytes in all
 
 
 class LoadReport(NamedTuple):
-    """What one rank read from files, and holds now. seconds: from an empty model to one that runs,
-    of which reading took read_seconds."""
+    """What one rank read from files, and holds now.
+
+    bytes_kept: of those read, in the checkpoint's form. bytes_held: in the final form. seconds:
+    from an empty model to one that runs; reading and copying overlap. device_peak: the most device
+    memory in use, as a multiple of bytes_held; None on a CPU. host_peak: the most bytes of
+    anonymous and page-locked memory beside the weights.
+    """
 
     bytes_read: int
+    bytes_kept: int
     bytes_held: int
     seconds: float
     read_seconds: float
+    copy_seconds: float
+    prepare_seconds: float
+    device_peak: float | None
+    host_peak: int
+
+    @property
+    def read_amplification(self) -> float:
+        return self.bytes_read / self.bytes_kept if self.bytes_kept else 1.0
+
+
+class Packs(Protocol):
+    """A module that keeps parameters in a kernel's layout, in their own slots."""
+
+    def pack(self, memory: Memory) -> None:
+        """Moves its parameters' bytes, through memory.scratch, within their slots."""
+        ...
 
 
 def load_model(
@@ -35,48 +64,114 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     progress: Progress | None = None,
+    share: Share = "auto",
+    packed: Mapping[str, int] = NOTHING,
 ) -> tuple[nn.Module, LoadReport]:
-    """The model on `device`: packed weights as they are stored, all others in `dtype`."""
+    """The model on `device`: uint8 as it is stored, all else in `dtype`, `packed` as it is packed.
+
+    share: whether ranks of a node read for each other. packed: final bytes of the parameters whose
+    modules have `pack`. Raises CheckpointError.
+    """
     begin = time.perf_counter()
-    spec, stats = prepared.spec, ReadStats()
+    device_before = start_peak(device)
     with torch.device("meta"):
-        model = BUILDERS[spec.model_type](spec, rank_plan, groups, dtype)
-    on_gpu = device.type == "cuda"
-    for name, tensor in read_shards(rank_plan, prepared.folder, stats, progress, pin=on_gpu):
-        kept = tensor.to(device)
-        assign(model, name, kept if kept.dtype == torch.uint8 else kept.to(dtype))
-        del tensor, kept  # before the next one is read
+        model = BUILDERS[prepared.spec.model_type](prepared.spec, rank_plan, groups, dtype)
+    arena = Arena(rank_plan, dtype, device, packed)
+    stats = read(arena, prepared, rank_plan, groups, progress, share)
+    assign(model, {name: arena.view(name) for name in arena.slots})
     tie(model, rank_plan)
     check_complete(model, rank_plan)
+    prepare_begin = time.perf_counter()
+    pack(model, arena, packed)
     for module in model.modules():
-        prepare = getattr(module, "prepare", None)
-        if callable(prepare):
-            prepare()
+        finish = getattr(module, "prepare", None)
+        if callable(finish):
+            finish()
     check_devices(model, device)
+    held = sum(slot.nbytes for slot in arena.slots.values())
+    end = time.perf_counter()
     report = LoadReport(
-        stats.bytes_read, bytes_held(model), time.perf_counter() - begin, stats.seconds
+        bytes_read=stats.bytes_read,
+        bytes_kept=stats.bytes_kept,
+        bytes_held=held,
+        seconds=end - begin,
+        read_seconds=stats.read_seconds,
+        copy_seconds=stats.copy_seconds,
+        prepare_seconds=end - prepare_begin,
+        device_peak=peak_over(device, device_before, held),
+        host_peak=max(0, stats.host_peak - (held if device.type == "cpu" else 0)),
     )
     return model.eval(), report
 
 
-def assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Puts a tensor in the place of the parameter of this name."""
-    expected = model.get_parameter(name)
-    assert tensor.shape == expected.shape, f"{name}: {tensor.shape=} {expected.shape=}"
-    assert tensor.dtype == expected.dtype, f"{name}: {tensor.dtype=} {expected.dtype=}"
-    place(model, name, nn.Parameter(tensor, requires_grad=False))
+def read(
+    arena: Arena,
+    prepared: Prepared,
+    rank_plan: RankPlan,
+    groups: Groups,
+    progress: Progress | None,
+    share: Share,
+) -> ReadStats:
+    """Fills the arena: what this rank reads for itself, then what the node's ranks share."""
+    node = groups["node"]
+    plans = [rank_plan if r == groups.rank else prepared.rank_plan(r) for r in node.ranks]
+    plan = plan_node(plans, share, device=speeds_of(arena.device))
+    total = plan.bytes_read[node.rank]
+    stats = ReadStats(None if progress is None else lambda done: progress(done, total))
+    with Files(prepared.folder, prepared.index.files) as files:
+        load_spans(plan.own[node.rank], files, arena, stats)
+        load_shared(plan.rounds, files, arena, node, stats)
+        files.check()
+    return stats
 
 
-def place(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, parameter)
+def speeds_of(device: torch.device) -> Device:
+    return device_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else CPU
+
+
+def pack(model: nn.Module, arena: Arena, packed: Mapping[str, int]) -> None:
+    """Lets the modules that have packed parameters pack them, through one scratch as large as the
+    largest slot among them."""
+    if not packed:
+        return
+    most = max(arena.slots[name].nbytes for name in packed)
+    scratch = torch.empty(most, dtype=torch.uint8, device=arena.device)
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name in packed):
+        module = cast(Packs, model.get_submodule(owner))
+        module.pack(Memory(arena, owner, scratch))
+
+
+def start_peak(device: torch.device) -> int:
+    """Device memory in use, from which on its peak is counted; 0 on a CPU."""
+    if device.type == "cpu":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak_over(device: torch.device, before: int, held: int) -> float | None:
+    if device.type == "cpu" or not held:
+        return None
+    return (torch.cuda.max_memory_allocated(device) - before) / held
+
+
+def assign(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Puts tensors in the places of the parameters of their names."""
+    modules = dict(model.named_modules())
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        expected = getattr(modules[owner], leaf)
+        assert tensor.shape == expected.shape, f"{name}: {tensor.shape=} {expected.shape=}"
+        assert tensor.dtype == expected.dtype, f"{name}: {tensor.dtype=} {expected.dtype=}"
+        setattr(modules[owner], leaf, nn.Parameter(tensor, requires_grad=False))
 
 
 def tie(model: nn.Module, rank_plan: RankPlan) -> None:
     """Parameters that share another's storage."""
     for name, shard in rank_plan.shards.items():
         if shard.tied_to is not None:
-            place(model, name, model.get_parameter(shard.tied_to))
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, model.get_parameter(shard.tied_to))
 
 
 def check_complete(model: nn.Module, rank_plan: RankPlan) -> None:
@@ -91,8 +186,3 @@ def check_devices(model: nn.Module, device: torch.device) -> None:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     elsewhere = [name for name, tensor in tensors.items() if tensor.device.type != device.type]
     assert not elsewhere, f"{elsewhere=} {device=}"
-
-
-def bytes_held(model: nn.Module) -> int:
-    """Of parameters; one that is tied counts once."""
-    return sum(parameter.nbytes for parameter in model.parameters())

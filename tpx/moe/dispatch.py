@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..comm import Group, Groups
+from ..ops.by_expert import inverse, sort_by_expert
 from ..ops.route import Routing
 from ..split import split
 
@@ -65,7 +66,7 @@ class Local:
         self.placement = placement
 
     def dispatch(self, h_TD: Tensor, routing: Routing, longest: int) -> Dispatched:
-        order_N, counts_e = sort_by_expert(routing.expert_ids_TK, self.placement)
+        order_N, counts_e = sort_pairs(routing.expert_ids_TK, self.placement)
         back = inverse(order_N).view_as(routing.expert_ids_TK)
         return Dispatched(h_TD[order_N // back.shape[1]], counts_e, back)
 
@@ -84,7 +85,7 @@ class Replicated:
         assert set(self.expert.ranks) <= set(groups["tp"].ranks), f"{self.expert.ranks=}"
 
     def dispatch(self, h_TD: Tensor, routing: Routing, longest: int) -> Dispatched:
-        order_N, counts_e = sort_by_expert(routing.expert_ids_TK, self.placement)
+        order_N, counts_e = sort_pairs(routing.expert_ids_TK, self.placement)
         back = inverse(order_N).view_as(routing.expert_ids_TK)
         h_TD = self.expert.copy(h_TD, "moe.inputs")
         return Dispatched(h_TD[order_N // back.shape[1]], counts_e, back)
@@ -120,7 +121,7 @@ class Gather:
         h_ND = self.gather.all_gather(h_TD, "moe.gather_tokens")
         ids_NK = self.gather.all_gather(ids_TK, "moe.gather_ids")
         weights_NK = self.gather.all_gather(weights_TK, "moe.gather_weights")
-        order, counts_e = sort_by_expert(ids_NK, self.placement)
+        order, counts_e = sort_pairs(ids_NK, self.placement)
         back = self.Back(inverse(order).view_as(ids_NK), weights_NK, tokens)
         return Dispatched(h_ND[order // ids_NK.shape[1]], counts_e, back)
 
@@ -169,7 +170,7 @@ class AllToAll:
         ids_PK = self.ep.all_to_all(ids_SK[token_M], sent, arrived, "moe.ids")
         weights_PK = self.ep.all_to_all(weights_SK[token_M], sent, arrived, "moe.weights")
 
-        order, counts_e = sort_by_expert(ids_PK, self.placement)
+        order, counts_e = sort_pairs(ids_PK, self.placement)
         here_PK = self.placement.local_E[ids_PK] < self.placement.num_local
         position_PK = inverse(order).view_as(ids_PK)  # the first ones are of experts that are here
         # An expert elsewhere weighs 0; it points to a row of its own token, never another's.
@@ -211,19 +212,10 @@ def exchange_counts(send: Tensor, ep: Group) -> tuple[list[int], list[int]]:
     return sent, came
 
 
-def sort_by_expert(ids_TK: Tensor, placement: Placement) -> tuple[Tensor, Tensor]:
+def sort_pairs(ids_TK: Tensor, placement: Placement) -> tuple[Tensor, Tensor]:
     """order_N: pairs t*K + k by local expert, in the tokens' order, those elsewhere last. counts_e:
     pairs of each local expert."""
-    local_N = placement.local_E[ids_TK.flatten()]
-    count = local_N.new_zeros(placement.num_local + 1)
-    count.scatter_add_(0, local_N, torch.ones_like(local_N))  # bincount would wait for the device
-    return local_N.argsort(stable=True), count[: placement.num_local]
-
-
-def inverse(order_N: Tensor) -> Tensor:
-    """Where each of 0 to N - 1 stands in the permutation order_N."""
-    places = torch.arange(len(order_N), device=order_N.device)
-    return torch.empty_like(order_N).scatter_(0, order_N, places)
+    return sort_by_expert(placement.local_E[ids_TK.flatten()], placement.num_local)
 
 
 def weighted_sum(y_RD: Tensor, position_TK: Tensor, weights_TK: Tensor) -> Tensor:

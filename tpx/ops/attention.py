@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batch import FULL, SLIDING, Batch, KVCache
+from .cpu import native
 
 QUERY_BLOCK = (
     512  # queries at a time, so that scores stay small; with a window so does what is read
@@ -17,6 +18,8 @@ QUERY_BLOCK = (
 
 def write_cache(k_TKD: Tensor, v_TKD: Tensor, cache: KVCache, slots_T: Tensor) -> None:
     """Puts token t's key and value into slot slots_T[t], page * page_size + offset."""
+    if (fast := native(k_TKD, v_TKD, cache.k, cache.v)) is not None:
+        return fast.write_cache(k_TKD, v_TKD, cache.k, cache.v, slots_T)
     for new, pages in ((k_TKD, cache.k), (v_TKD, cache.v)):
         pages.view(-1, *pages.shape[2:]).index_copy_(0, slots_T, new.to(pages.dtype))
 
@@ -32,6 +35,9 @@ def attention(
     (arXiv 2508.10925). Scores are scaled by 1/sqrt(D).
     """
     tables_BN = batch.tables_BN[FULL if window is None else SLIDING]
+    if (fast := native(q_THD, cache.k, cache.v, sinks_H)) is not None:
+        places = tables_BN, batch.starts_B, batch.lengths_B
+        return fast.attention(q_THD, cache.k, cache.v, *places, window, sinks_H)
     starts, lengths = batch.starts_B.tolist(), batch.lengths_B.tolist()
     out = [q_THD[:0]]  # keeps the graph connected on a rank without tokens
     for b, length in enumerate(lengths):

@@ -1,4 +1,7 @@
-"""Rows times their expert's matrix: the torch reference. Knows nothing of routing or ranks."""
+"""Rows times their expert's matrix: the torch reference, and the branch into the CPU's own code.
+
+Knows nothing of routing or ranks.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..mxfp4 import Mxfp4, dequantize
+from .cpu import native
 
 
 def grouped_mm(
@@ -26,6 +30,8 @@ def grouped_mm(
     assert sum(counts) <= x_RD.shape[0], f"{counts=} are more than {x_RD.shape[0]} rows"
     packed, scales = weight if isinstance(weight, Mxfp4) else (weight, None)
     assert len(counts) == packed.shape[0], f"{len(counts)} counts for {packed.shape[0]} experts"
+    if isinstance(weight, Mxfp4) and (fast := native(x_RD, bias_eN)) is not None:
+        return fast.grouped_mm(x_RD, counts, weight, bias_eN)
     apply: Callable[..., Tensor] = _GroupedMM.apply
     return apply(x_RD, counts, packed, scales, bias_eN)
 

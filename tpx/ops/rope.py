@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..families.spec import Rope
+from .cpu import native
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> Tensor:
@@ -60,6 +61,8 @@ def rope_tables(
 
 def apply_rope(x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates each pair (d, d + D/2) of every head by its token's angle."""
+    if (fast := native(x_THD, cos, sin)) is not None:
+        return fast.rope(x_THD, cos, sin)
     first, second = x_THD.chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor
-from torch.nn import functional as F
+
+from .cpu import native
+from .linear import linear
 
 
 class Routing(NamedTuple):
@@ -21,6 +23,8 @@ def route(h_TD: Tensor, w_ED: Tensor, b_E: Tensor, top_k: int) -> Routing:
     Of equal logits the lower expert id comes first, on every device: a stable sort, where
     torch.topk promises no order.
     """
-    logits_TE = F.linear(h_TD, w_ED, b_E)
+    logits_TE = linear(h_TD, w_ED, b_E)
+    if (fast := native(logits_TE)) is not None:
+        return Routing(*fast.route(logits_TE, top_k))
     chosen_TE, ids_TE = logits_TE.sort(dim=-1, descending=True, stable=True)
     return Routing(ids_TE[:, :top_k].contiguous(), chosen_TE[:, :top_k].softmax(dim=-1))

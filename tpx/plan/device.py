@@ -23,8 +23,9 @@ class Device(NamedTuple):
     """read: of its memory. matmul: bf16, dense. memory: bytes. operation: to start one. host: until
     a count has come to the host. intra, inter: bytes a second that one rank sends inside a node and
     to another one. start, step, hop: seconds of a collective before the first byte, for each step
-    to another rank of the node, and for each step to another node. band: the share of the device's
-    time by which a run may be faster, and slower. backend: of torch's process groups."""
+    to another rank of the node, and for each step to another node. files: bytes a second that one
+    rank reads of files in the page cache. band: the share of the device's time by which a run may
+    be faster, and slower. backend: of torch's process groups."""
 
     name: str
     backend: str
@@ -39,6 +40,7 @@ class Device(NamedTuple):
     start: Figure
     step: Figure
     hop: Figure
+    files: Figure
     band: tuple[float, float]
 
     def figures(self) -> dict[str, Figure]:
@@ -65,6 +67,7 @@ def _hopper(name: str, read: Figure, matmul: Figure, memory: float) -> Device:
         start=Figure(5.3e-6, "s", f"{AIC}: all-reduce of 8 kB on 2, 4, 8 ranks 6.8, 10, 16 us"),
         step=Figure(0.77e-6, "s", f"{AIC}: the slope of the same three"),
         hop=Figure(10e-6, "s", "aiconfigurator: 10 us point to point"),
+        files=Figure(7.1e9, "B/s", "InstantTensor's report: 8 H200 read 56.9 GB/s from memory"),
         # Published times of experts are 0.9 to 3.6 times these floors, 1.7 in the median, and a
         # published step 1.6 times: tests/test_plan_cost.py has them.
         band=(0.1, 1.5),
@@ -86,6 +89,7 @@ CPU = Device(
     start=Figure(150e-6, "s", GLOO),
     step=Figure(100e-6, "s", GLOO),
     hop=Figure(60e-6, "s", "a round trip of TCP"),
+    files=Figure(8e9, "B/s", "measured 2026-11: 16 GB/s on two cores, 8 threads, 4 MiB a read"),
     band=(0.5, 2.0),
 )
 

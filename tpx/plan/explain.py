@@ -98,7 +98,7 @@ class Explained(NamedTuple):
 
     @property
     def rank_bytes(self) -> tuple[int, ...]:
-        """Weights of each rank, which is what it reads."""
+        """Weights of each rank, as the checkpoint stores them."""
         found = {rank: each.memory.weights for each in self.alike for rank in each.ranks}
         return tuple(found[rank] for rank in range(len(found)))
 

@@ -16,12 +16,13 @@ from ..families import family_of
 from ..families.family import Family
 from ..families.layout import Layout
 from ..families.spec import ModelSpec
-from ..hub import find_model
+from ..hub import AUTO, find_model
 from ..index import CheckpointIndex
 from ..version import __version__
 from .cuts import Assigned, assign
 from .find import read_plan
 from .hf import from_hf
+from .presharded import Presharded, open_presharded
 from .proofs import Proof, prove
 from .reason import auto_plan
 from .resolve import resolve
@@ -55,9 +56,11 @@ class Prepared:
     text: str
     proofs: tuple[Proof, ...]
     assigned: Assigned
+    presharded: Presharded | None = None  # where the folder holds a file a rank
 
     def rank_plan(self, rank: int) -> RankPlan:
-        return resolve(self.plan, self.spec, self.layout, self.index, rank, self.assigned)
+        found = resolve(self.plan, self.spec, self.layout, self.index, rank, self.assigned)
+        return found if self.presharded is None else self.presharded.own(found)
 
     def plan_text(self) -> str:
         """YAML that loads to the same plan."""
@@ -70,19 +73,30 @@ def prepare(
     world: int,
     revision: str | None = None,
     wants: Wants | None = None,
+    download: str = AUTO,
 ) -> Prepared:
     """Finds the model, reads config and headers, and proves the plan for `world` ranks.
 
     tp_plan: "auto", a path, a shipped plan's name, or a dict in Hugging Face's form. wants: what
-    "auto" plans for; without it the least memory. Raises PlanError and CheckpointError.
+    "auto" plans for; without it the least memory, and for a sharded checkpoint the plan that it
+    was cut by. download: "full" fetches the files of a Hub id whole, else their headers alone.
+    Raises PlanError and CheckpointError.
     """
-    folder = find_model(str(model), revision)
+    folder = find_model(str(model), revision, download)
     config = read_config(folder)
     family = family_of(config)
     spec = family.spec(config)
     layout = family.layout(spec)
-    index = CheckpointIndex.open(folder)
-    plan, text, report = _plan(tp_plan, family, spec, layout, index, wants or Wants(world))
+    sharded = open_presharded(folder, config)
+    if sharded is None:
+        index = CheckpointIndex.open(folder)
+    else:
+        sharded.check_world(world)
+        index = sharded.index
+    wants = wants or Wants(world)
+    plan, text, report = _plan(tp_plan, family, spec, layout, index, wants, sharded)
+    if sharded is not None:
+        sharded.check_plan(plan, layout)
     proofs = tuple(prove(plan, spec, layout, index, world, family))
     digest = _digest(to_yaml(plan), config, index)
     return Prepared(
@@ -100,6 +114,7 @@ def prepare(
         text=text,
         proofs=proofs,
         assigned=assign(plan, layout),
+        presharded=sharded,
     )
 
 
@@ -110,6 +125,7 @@ def _plan(
     layout: Layout,
     index: CheckpointIndex,
     wants: Wants,
+    sharded: Presharded | None,
 ) -> tuple[Plan, str, tuple[str, ...]]:
     if isinstance(tp_plan, Mapping):
         plan, notes = from_hf(tp_plan, layout, family.model_type, wants.world)
@@ -120,6 +136,8 @@ def _plan(
             "give `auto`, a path, a shipped plan's name, or a dict in Hugging Face's form",
             code="P409",
         )
+    if str(tp_plan) == "auto" and sharded is not None:
+        return sharded.plan, sharded.text, ()
     if str(tp_plan) == "auto":
         plan, text = auto_plan(spec, layout, index, wants, family.collectives)
         return plan, text, ()

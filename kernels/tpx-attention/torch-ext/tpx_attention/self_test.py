@@ -1,0 +1,101 @@
+"""Compares what will run on a device with the reference, once after loading.
+
+The compiler has known faults with asynchronous matrix instructions, so each configuration shows
+what it computes before it is trusted.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import attention, linear, reference
+from .sample import sample
+
+BOUND = 1e-2  # |got - expected| / |expected| of bfloat16 or float16 results; NaN is never below
+
+
+def self_test(
+    device: torch.device,
+    linears: tuple[tuple[int, int], ...] = (),
+    heads: int = 64,
+    kv: int = 8,
+    width: int = 64,
+    page: int = 16,
+    window: int = 128,
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, float]:
+    """{operation: its largest error on random numbers}; an operation above BOUND is wrong there.
+
+    linears: (outputs, inputs) of the layers that will run, each with 1 to 16 rows.
+    """
+    make = torch.Generator(device).manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=make, device=device).to(dtype)
+
+    errors = {f"linear_decode {n}x{k}": _linear(random, n, k) for n, k in linears}
+    for kind in (None, window):
+        for name, wrong in _attention(random, heads, kv, width, page, kind).items():
+            errors[name] = max(errors.get(name, 0.0), wrong, key=_nan_last)
+    errors["sample"] = _sample(random)
+    return errors
+
+
+def _nan_last(x: float) -> float:
+    return float("inf") if x != x else x
+
+
+def _error(got: Tensor, expected: Tensor) -> float:
+    return float((got.double() - expected.double()).norm() / expected.double().norm())
+
+
+def _linear(random, n: int, k: int) -> float:
+    x_TK, weight_NK, norm_K = random(16, k), random(n, k), random(k)
+    found = []
+    for rows in (1, 2, 3, 4, 8, 16):
+        terms = (random(n), random(rows, n), norm_K)
+        got = linear.linear_decode(x_TK[:rows], weight_NK, *terms)
+        found.append(_error(got, reference.linear_decode(x_TK[:rows], weight_NK, *terms)))
+    return max(found, key=_nan_last)
+
+
+def _attention(random, heads: int, kv: int, width: int, page: int, window) -> dict[str, float]:
+    """Two sequences, of 700 and 1 positions, in pages that run backwards."""
+    lengths = [700, 1]
+    pages = -(-700 // page)
+    sinks_H = random(heads)
+    where = {"device": sinks_H.device}
+    tables_BN = torch.arange(2 * pages - 1, -1, -1, dtype=torch.int32, **where).view(2, pages)
+    lengths_B = torch.tensor(lengths, dtype=torch.int32, **where)
+    cache = tuple(random(2 * pages, page, kv, width) for _ in "kv")
+    angles = (random(2, width // 2), random(2, width // 2))
+    slots = tables_BN[range(2), [(n - 1) // page for n in lengths]] * page + (lengths_B - 1) % page
+    qkv_BX = random(2, (heads + 2 * kv) * width)
+    mine, theirs = ([x.clone() for x in cache] for _ in range(2))
+    lookup = (tables_BN, lengths_B, sinks_H, window)
+    got = attention.rope_write_attention(qkv_BX, *angles, slots.long(), *mine, *lookup)
+    q_BHD = reference.rope_write(qkv_BX, *angles, slots.long(), *theirs)
+    want = reference.decode_attention(q_BHD, *theirs, *lookup)
+    written = max(_error(a, b) for a, b in zip(mine, theirs))  # noqa: B905  (Python 3.9)
+    alone = attention.decode_attention(q_BHD, *theirs, *lookup)
+    q_THD = random(331, heads, width)
+    starts_B = torch.tensor([0, 330, 331], dtype=torch.int32, **where)
+    batch = (starts_B, lengths_B, tables_BN, sinks_H, window)
+    filled = attention.prefill_attention(q_THD, *cache, *batch)
+    return {
+        "rope_write_attention": max(_error(got, want), written, key=_nan_last),
+        "decode_attention": _error(alone, want),
+        "prefill_attention": _error(filled, reference.attention(q_THD, *cache, *batch)),
+    }
+
+
+def _sample(random) -> float:
+    """The share of draws that differ."""
+    logits_BV = random(6, 5000).float() * 3
+    where = {"device": logits_BV.device, "dtype": torch.float64}
+    temperature = torch.tensor([0.0, 1.0, 0.7, 1.0, 1.2, 1.0], **where)
+    top_k = torch.tensor([0, 0, 50, 0, 1000, 1], device=logits_BV.device)
+    top_p = torch.tensor([1.0, 1.0, 1.0, 0.9, 0.95, 0.5], **where)
+    given = (logits_BV, temperature, top_k, top_p, torch.linspace(0.05, 0.95, 6, **where))
+    return float((sample(*given) != reference.sample(*given)).double().mean())

@@ -1,0 +1,55 @@
+"""Every kernel compiles for the devices that are supported; on the one that it was measured on it
+stays within its budget of registers and instructions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.more
+
+# Instructions of the loop a weight and thread, up to 16 tokens. The device issues 5.2 in the time
+# that the memory takes for a weight.
+MOST = {32: 3.3, 16: 4.1}  # by rows a warp: with 16, x is loaded for fewer weights
+MOST_STACK = 8  # bytes, outside of the loop
+
+
+def compile_all(capability: int, dtype: str) -> list[dict]:
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("compile_moe.py")),
+        str(capability),
+        dtype,
+    ]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [(75, "fp16"), (80, "bf16"), (86, "bf16"), (89, "bf16"), (100, "bf16")]
+)
+def test_kernels_compile(capability, dtype):
+    assert len(compile_all(capability, dtype)) >= 9
+
+
+def test_kernels_for_hopper_keep_to_their_budget():
+    found = compile_all(90, "bf16")
+    for kernel in found:
+        assert kernel["stack"] <= MOST_STACK, kernel
+        assert kernel["spills"] <= MOST_STACK // 2, kernel
+    for kernel in found:
+        if "tile" not in kernel:
+            continue
+        assert kernel["products"], kernel
+        tile, warp_wide = kernel["tile"], kernel["products"][0].startswith("HMMA")
+        if tile["tokens"] <= 16 and warp_wide:
+            most = MOST[tile["rows"] // tile["warps"]]
+            assert kernel["loop"] / kernel["weights"] <= most, kernel

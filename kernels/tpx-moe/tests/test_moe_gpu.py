@@ -1,0 +1,146 @@
+"""On a device, at shapes that ship: against float64, fresh numbers each time, outputs NaN first,
+the same bits from run to run and with both ways of unpacking."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from moe_numbers import Layer, distance, layer
+from torch import Tensor
+from tpx_moe import experts, experts_sorted, reduce_residual_norm, reference, route, self_test
+from tpx_moe.configs import DECODE_TOKENS
+
+pytestmark = pytest.mark.gpu
+
+# Of y, relative to float64 of the same inputs: bfloat16 rounds h once, and y once where tokens are
+# many; each costs at most 2**-9 a number, and far less in the norm.
+BOUND = {torch.bfloat16: 4e-3, torch.float16: 5e-4}
+TOKENS = [*range(1, DECODE_TOKENS + 1), 17, 64, 200, 300]
+
+
+@pytest.fixture(scope="module")
+def wide() -> Layer:
+    return layer(300, 2880, 2880, 8, 4, torch.bfloat16, "cuda")
+
+
+def poison() -> None:
+    """Memory that the next tensors get is full of NaN."""
+    torch.full((1 << 27,), float("nan"), device="cuda")
+
+
+def exact(case: Layer, h: Tensor, ids: Tensor) -> Tensor:
+    """y [N, D] in float64."""
+    held, top_k = case.held, ids.shape[1]
+    slots = ids if held.slot_E is None else held.slot_E[ids.long()]
+    y = torch.zeros(ids.numel(), held.down.rows, device="cuda", dtype=torch.float64)
+    for e in range(len(held.gate_up.codes)):
+        pair = (slots.flatten() == e).nonzero().flatten()
+        up, down = (
+            reference.dequantize(reference._expert(m, e), torch.float64)[0]
+            for m in (held.gate_up, held.down)
+        )
+        g = h[pair // top_k].double() @ up.T + held.gate_up_bias[e].double()
+        gate, linear = g[:, 0::2].clamp(max=held.limit), g[:, 1::2].clamp(-held.limit, held.limit)
+        z = (gate * (held.alpha * gate).sigmoid() * (linear + 1)) @ down.T
+        y[pair] = z if held.down_bias is None else z + held.down_bias[e].double()
+    return y
+
+
+def check(case: Layer, tokens: int, dtype: torch.dtype = torch.bfloat16) -> None:
+    x = torch.randn(tokens, case.x.shape[1], device="cuda", dtype=dtype)
+    h, ids, weights = route(x, case.router)
+    r = case.router
+    right_h = reference.rms_norm(x.double(), r.norm_D.double(), r.eps)
+    assert distance(h, right_h) < BOUND[dtype]
+    logits = h.double() @ r.w_ED.double().T + r.b_E.double()
+    chosen = logits.gather(1, ids.long())
+    least = logits.sort(1)[0][:, -r.top_k]
+    assert (chosen[:, -1] >= least - 2**-7 * logits.abs().amax(1)).all()  # as rounding may swap
+    assert distance(weights, chosen.softmax(1)) < 2e-2
+    poison()
+    y = experts(h, ids, case.held)
+    here = ids.flatten() >= 0
+    if case.held.slot_E is not None:
+        here = case.held.slot_E[ids.flatten().long()] >= 0
+    right = exact(case, h, ids)
+    assert distance(y.double().sum(0)[here], right[here]) < BOUND[dtype]
+    assert torch.equal(experts(h, ids, case.held)[:, here], y[:, here])
+    plain = experts(h, ids, case.held._replace(safe=True))
+    assert torch.equal(plain[:, here], y[:, here])
+    poison()
+    out, normed = reduce_residual_norm(y, ids, weights, x, r.norm_D, r.eps, case.held.slot_E)
+    parts = (right * here.unsqueeze(1)).view(tokens, r.top_k, -1)
+    expected = x.double() + (weights.double().unsqueeze(-1) * parts).sum(1)
+    assert distance(out, expected) < BOUND[dtype]
+    assert distance(normed, reference.rms_norm(expected, r.norm_D.double(), r.eps)) < 2e-2
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_gpt_oss(wide, tokens):
+    check(wide, tokens)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+@pytest.mark.parametrize("units", [736, 704])
+def test_uneven_shards(units, tokens):
+    check(layer(1, 2880, units, 4, 2, torch.bfloat16, "cuda", down_bias=False), tokens)
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 100])
+def test_experts_elsewhere(tokens):
+    slots = torch.full((128,), -1)
+    slots[torch.randperm(128)[:16]] = torch.arange(16)
+    check(layer(1, 2880, 320, 128, 4, torch.bfloat16, "cuda", slots), tokens)
+
+
+@pytest.mark.parametrize("tokens", [2, 30])
+def test_scales_beyond_the_usual(tokens):
+    check(layer(1, 512, 256, 4, 2, torch.bfloat16, "cuda", scales=(114, 130)), tokens)
+    zeros = layer(1, 512, 256, 4, 2, torch.bfloat16, "cuda")
+    zeros.held.gate_up.scales.zero_()
+    check(
+        zeros._replace(held=zeros.held._replace(gate_up=zeros.held.gate_up._replace(exact=True))),
+        tokens,
+    )
+
+
+@pytest.mark.parametrize("tokens", [3, 50])
+def test_float16(tokens):
+    check(
+        layer(1, 1024, 512, 4, 2, torch.float16, "cuda", scales=(118, 121)), tokens, torch.float16
+    )
+
+
+def test_one_hot_expert_and_rows_sorted_already(wide):
+    h = torch.randn(90, 2880, device="cuda", dtype=torch.bfloat16)
+    counts = torch.tensor([0, 0, 70, 0, 1, 0, 0, 12], device="cuda")
+    poison()
+    found = experts_sorted(h, counts, wide.held)
+    ids = torch.tensor([2] * 70 + [4] + [7] * 12, device="cuda", dtype=torch.int32).unsqueeze(1)
+    assert distance(found[:83], exact(wide, h[:83], ids)) < BOUND[torch.bfloat16]
+    assert not found[83:].any()
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 64])
+def test_a_graph_holds_a_layer_and_follows_its_inputs(wide, tokens):
+    x = torch.randn(tokens, 2880, device="cuda", dtype=torch.bfloat16)
+
+    def run() -> tuple[Tensor, Tensor]:
+        h, ids, weights = route(x, wide.router)
+        y = experts(h, ids, wide.held)
+        return reduce_residual_norm(y, ids, weights, x, wide.router.norm_D)
+
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        held = run()
+    for _ in range(3):
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        for found, right in zip(held, run(), strict=True):
+            assert torch.equal(found, right)
+
+
+def test_the_self_test_finds_the_fast_way_right():
+    for units in (2880, 736):
+        assert not self_test(torch.device("cuda"), 2880, units).safe

@@ -1,0 +1,83 @@
+"""Which tiles a launch uses: tables of what was measured, one JSON file a device, read by shape."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+FOLDER = Path(__file__).parent / "configs"
+DECODE_TOKENS = 16  # more are sorted by expert
+
+
+class Tile(NamedTuple):
+    """rows, tokens: of a program's tile. granules: of 64 columns, in a step of its loop (even).
+    split: programs that share the columns. parted: four dots of 16 a granule instead of one of 64.
+    halves: a second variant of half the tokens, for up to as many."""
+
+    rows: int
+    tokens: int
+    warps: int
+    stages: int
+    granules: int
+    split: int
+    parted: bool
+    halves: bool
+
+
+class Way(NamedTuple):
+    """upto: tokens in decode, else pairs an expert (mean), that it is meant for. overlap: whether
+    a kernel may start while the one before it still runs."""
+
+    upto: float
+    overlap: bool
+    gate_up: Tile
+    down: Tile
+
+
+class Table(NamedTuple):
+    """The last entry of each serves whatever is larger."""
+
+    decode: tuple[Way, ...]
+    sorted: tuple[Way, ...]
+
+    def way(self, tokens: int, top_k: int, experts: int) -> Way:
+        if tokens <= DECODE_TOKENS:
+            return _first(self.decode, tokens)
+        return _first(self.sorted, tokens * top_k / max(experts, 1))
+
+
+def partial_dtype(tokens: int, dtype: torch.dtype) -> torch.dtype:
+    """Of the parts that reduce adds: float32 in decode, where their bytes do not count."""
+    return torch.promote_types(dtype, torch.float32) if tokens <= DECODE_TOKENS else dtype
+
+
+def _first(ways: tuple[Way, ...], load: float) -> Way:
+    return next((way for way in ways if load <= way.upto), ways[-1])
+
+
+@cache
+def table(names: tuple[str, ...], width: int) -> Table:
+    """The first of these devices' that there is, for a model of this hidden size or else for any;
+    else the default, which was measured nowhere."""
+    files = (FOLDER / f"{re.sub('[^A-Za-z0-9]+', '_', name)}.json" for name in names)
+    file = next((file for file in files if file.exists()), FOLDER / "default.json")
+    tables = json.loads(file.read_text())
+    return parse(tables.get(str(width), tables["any"]))
+
+
+def parse(entry: dict[str, list[dict[str, object]]]) -> Table:
+    return Table(*(tuple(_way(way) for way in entry[name]) for name in ("decode", "sorted")))
+
+
+def _way(entry: dict) -> Way:
+    return Way(
+        float(entry["upto"]),
+        bool(entry["overlap"]),
+        Tile(**entry["gate_up"]),
+        Tile(**entry["down"]),
+    )

@@ -1,0 +1,223 @@
+"""Rows times their expert's MXFP4 matrix, in decode (few pairs) and sorted by expert (many).
+
+One kernel for both matrices and both ways; weights are the M side of the tensor cores, tokens the
+N side, so few tokens cost little. A pair is token * top_k + k.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .unpack_kernels import unpack
+
+
+@triton.jit
+def expert_gemm(
+    x, codes, scales, bias, out, ids, slots, order, starts,
+    pairs, experts, top_k, rows, x_stride, out_stride, split_stride, alpha, limit,
+    COLUMNS: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, GRANULES: tl.constexpr,
+    SPLIT: tl.constexpr, PARTED: tl.constexpr, HALVES: tl.constexpr,
+    GATED: tl.constexpr, SORTED: tl.constexpr, BY_PAIR: tl.constexpr, PAIRS: tl.constexpr,
+    EXPERTS: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    ASM: tl.constexpr, DEPENDENT: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """out = x times the matrix of each row's expert, of tiles of BN rows by BT tokens.
+
+    GATED: then SwiGLU, into out [places, rows / 2] of x's dtype; x is looked up by token. Else into
+    out [SPLIT, pairs, rows]; x by place. The columns are cut in SPLIT parts, the first adds the
+    bias.
+    SORTED: places are those of `order` (pairs by slot; starts [experts + 1]), program 1 is a block
+    of BT places. Else places are pairs, and program 1 is a pair whose slot no earlier pair has
+    (BY_PAIR) or a slot; BT is at least the number of tokens. Programs without work leave.
+    PARTED: four dots of 16 columns a granule, else one of 64. HALVES: half tiles for up to half
+    the tokens.
+    DEPENDENT: launched before the kernel before it has ended. EARLY: that kernel had itself waited
+    before it let this one start, so what both read can be read before waiting (past the L1).
+    """
+    tile = tl.program_id(0)
+    part = tile % SPLIT
+    tile = tile // SPLIT
+    if DEPENDENT and not EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    if SORTED:
+        slot, place, count, pair = _block(order, starts, experts, BT, EXPERTS)
+    else:
+        slot, count, pair = _entry(ids, slots, pairs, BT, PAIRS, BY_PAIR, HAS_SLOTS)
+        place = pair
+    if DEPENDENT and EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    if count == 0:
+        return
+    if HALVES and count <= BT // 2:
+        half: tl.constexpr = BT // 2
+        _tile(
+            x, codes, scales, bias, out, slot, tile, part, count, _first(place, BT, half),
+            _first(pair, BT, half), top_k, rows, x_stride, out_stride, split_stride, alpha, limit,
+            COLUMNS, BN, half, GRANULES, SPLIT, PARTED, GATED, HAS_BIAS, EXACT, ASM,
+        )  # fmt: skip
+    else:
+        _tile(
+            x, codes, scales, bias, out, slot, tile, part, count, place, pair, top_k, rows,
+            x_stride, out_stride, split_stride, alpha, limit,
+            COLUMNS, BN, BT, GRANULES, SPLIT, PARTED, GATED, HAS_BIAS, EXACT, ASM,
+        )  # fmt: skip
+
+
+@triton.jit
+def _tile(
+    x, codes, scales, bias, out, slot, tile, part, count, place, pair, top_k, rows,
+    x_stride, out_stride, split_stride, alpha, limit,
+    COLUMNS: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, GRANULES: tl.constexpr,
+    SPLIT: tl.constexpr, PARTED: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    EXACT: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    granules: tl.constexpr = (COLUMNS + 63) // 64
+    words: tl.constexpr = (granules + 1) // 2
+    share: tl.constexpr = (words + SPLIT - 1) // SPLIT * 2
+    tiles = (rows + 63) // 64
+    r = tl.arange(0, BN)
+    row = tile * BN + r
+    local = slot.to(tl.int64) * tiles + tl.minimum(row // 64, tiles - 1)
+    code_rows = codes + local * (granules * 1024) + row % 64 * 16
+    scale_rows = scales + local * (words * 64) + row % 64
+    here = tl.arange(0, BT) < count
+    source = pair // top_k if GATED else place
+    acc = tl.zeros([BN, BT], tl.float32)
+    if HAS_BIAS:
+        # GATED: the first 8 of 16 rows are gates, which stand at even places (layout.py)
+        at = tile * BN + (r // 16 * 16 + r % 8 * 2 + r % 16 // 8 if GATED else r)
+        inside = (at < rows) & (part == 0)
+        acc += tl.load(bias + slot * rows + at, mask=inside, other=0.0).to(tl.float32)[:, None]
+    acc = _multiply(
+        acc, x + source.to(tl.int64)[:, None] * x_stride, here[:, None], code_rows, scale_rows,
+        part * share, share, COLUMNS, granules, words, BN, BT, GRANULES, PARTED, EXACT, ASM,
+    )  # fmt: skip
+    if GATED:
+        column = tile * (BN // 2) + tl.arange(0, BN // 2)
+        target = out + place.to(tl.int64)[None, :] * out_stride + column[:, None]
+        inside = here[None, :] & (column < rows // 2)[:, None]
+        h = _swiglu(acc, alpha, limit, BN, BT)
+        tl.store(target, h.to(out.dtype.element_ty), mask=inside)
+    else:
+        target = out + part * split_stride + pair.to(tl.int64)[None, :] * out_stride
+        inside = here[None, :] & (row < rows)[:, None]
+        tl.store(target + row[:, None], acc.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _first(values, LENGTH: tl.constexpr, HALF: tl.constexpr):
+    """The first half of a vector."""
+    i = tl.arange(0, LENGTH)
+    return tl.sum(tl.where(i[:, None] == tl.arange(0, HALF)[None, :], values[:, None], 0), axis=0)
+
+
+@triton.jit
+def _entry(
+    ids, slots, pairs,
+    BT: tl.constexpr, PAIRS: tl.constexpr, BY_PAIR: tl.constexpr, HAS_SLOTS: tl.constexpr,
+):  # fmt: skip
+    """The slot that this program computes, its number of pairs (0: none here) and the pairs."""
+    entry = tl.program_id(1)
+    p = tl.arange(0, PAIRS)
+    slot_of = tl.load(ids + p, mask=p < pairs, other=-1, cache_modifier=".cg").to(tl.int32)
+    if HAS_SLOTS:
+        slot_of = tl.load(slots + slot_of, mask=slot_of >= 0, other=-1)
+    slot = entry
+    earlier = 0
+    if BY_PAIR:
+        slot = tl.sum(tl.where(p == entry, slot_of, 0), axis=0)
+        earlier = tl.sum(((slot_of == slot) & (p < entry)).to(tl.int32), axis=0)
+    match = slot_of == slot
+    count = tl.sum(match.to(tl.int32), axis=0)
+    count = tl.where((earlier == 0) & (slot >= 0), count, 0)
+    place = tl.cumsum(match.to(tl.int32), axis=0) - 1
+    hit = match[:, None] & (place[:, None] == tl.arange(0, BT)[None, :])
+    return slot, count, tl.sum(tl.where(hit, p[:, None], 0), axis=0)
+
+
+@triton.jit
+def _block(order, starts, experts, BT: tl.constexpr, EXPERTS: tl.constexpr):
+    """The slot of block number program 1, its places, how many they are, and their pairs."""
+    block = tl.program_id(1)
+    e = tl.arange(0, EXPERTS)
+    known = e < experts
+    start = tl.load(starts + e, mask=known, other=0, cache_modifier=".cg")
+    stop = tl.load(starts + e + 1, mask=known, other=0, cache_modifier=".cg")
+    blocks = (stop - start + BT - 1) // BT
+    upto = tl.cumsum(blocks, axis=0)
+    slot = tl.sum((upto <= block).to(tl.int32), axis=0)
+    mine = e == slot
+    base = tl.sum(tl.where(mine, start + (block - upto + blocks) * BT, 0), axis=0)
+    end = tl.sum(tl.where(mine, stop, 0), axis=0)
+    count = tl.maximum(tl.minimum(end - base, BT), 0)
+    place = base + tl.arange(0, BT)
+    here = tl.arange(0, BT) < count
+    pair = tl.load(order + place, mask=here, other=0, cache_modifier=".cg")
+    return slot, tl.where(here, place, 0), count, pair
+
+
+@triton.jit
+def _multiply(
+    acc, x_rows, here, code_rows, scale_rows, first,
+    SHARE: tl.constexpr, COLUMNS: tl.constexpr, ALL: tl.constexpr, WORDS: tl.constexpr,
+    BN: tl.constexpr, BT: tl.constexpr, GRANULES: tl.constexpr, PARTED: tl.constexpr,
+    EXACT: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """acc [BN, BT] float32 and SHARE of ALL granules from `first`, an even one, on. GRANULES, 1 or
+    an even number, are one step. Beyond the end codes and scales are read again, and x is zeros."""
+    c16 = tl.arange(0, 16)
+    c64 = tl.arange(0, 64)
+    dtype: tl.constexpr = x_rows.dtype.element_ty
+    last = tl.minimum(first + SHARE, ALL)
+    for step in range((SHARE + GRANULES - 1) // GRANULES):
+        for g in tl.static_range(GRANULES):
+            granule = first + step * GRANULES + g
+            if g % 2 == 0:
+                word = tl.load(scale_rows + tl.minimum(granule // 2, WORDS - 1) * 64)
+            s = word >> granule % 2 * 16 if GRANULES == 1 else word >> g % 2 * 16
+            if EXACT:  # a NaN times the zeros of x beyond the end would stay
+                s = tl.where(granule < last, s, 0x7F7F)
+            code = tl.load(code_rows[:, None] + tl.minimum(granule, ALL - 1) * 1024 + c16)
+            w0, w1, w2, w3 = unpack(code, s, BN, dtype, EXACT, ASM)
+            column = granule * 64
+            if PARTED:
+                x0 = _load(x_rows, column + c16, here, granule < last, COLUMNS)
+                x1 = _load(x_rows, column + 16 + c16, here, granule < last, COLUMNS)
+                x2 = _load(x_rows, column + 32 + c16, here, granule < last, COLUMNS)
+                x3 = _load(x_rows, column + 48 + c16, here, granule < last, COLUMNS)
+                acc = tl.dot(w0, x0.T, acc, input_precision="ieee")
+                acc = tl.dot(w1, x1.T, acc, input_precision="ieee")
+                acc = tl.dot(w2, x2.T, acc, input_precision="ieee")
+                acc = tl.dot(w3, x3.T, acc, input_precision="ieee")
+            else:
+                w = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+                w = tl.reshape(tl.permute(w, (0, 2, 3, 1)), [BN, 64])
+                x0 = _load(x_rows, column + c64, here, granule < last, COLUMNS)
+                acc = tl.dot(w, x0.T, acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def _load(x_rows, column, here, inside, COLUMNS: tl.constexpr):
+    if COLUMNS % 64 == 0:
+        return tl.load(x_rows + column[None, :], mask=here & inside, other=0.0)
+    else:
+        mask = here & inside & (column < COLUMNS)[None, :]
+        return tl.load(x_rows + column[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _swiglu(acc, alpha, limit, BN: tl.constexpr, BT: tl.constexpr):
+    """[BN / 2, BT]: gate * sigmoid(alpha * gate) * (up + 1), gate at most limit, up within it. The
+    first 8 of every 16 rows of acc are gates, so both lie in one thread (layout.py)."""
+    both = tl.permute(tl.reshape(acc, [BN // 16, 2, 8, BT]), (0, 2, 3, 1))
+    gate, up = tl.split(both)
+    gate = tl.reshape(gate, [BN // 2, BT])
+    up = tl.reshape(up, [BN // 2, BT])
+    gate = tl.minimum(gate, limit, propagate_nan=tl.PropagateNan.ALL)
+    up = tl.clamp(up, -limit, limit, propagate_nan=tl.PropagateNan.ALL)
+    return gate * tl.sigmoid(alpha * gate) * (up + 1.0)
