@@ -141,7 +141,7 @@ def main() -> None:
         f"{given.tokens} tokens after {len(PROMPT)}, best of {given.rounds}"
     )
     table = Table("dtype", "threads", "batch", "way", box=None)
-    for name in ("tokens a second", "of tpx", "floor", "reached"):
+    for name in ("tokens a second", "tpx is", "floor", "reached"):
         table.add_column(name, justify="right")
     for dtype in given.dtype:
         llm = tpx.LLM(given.model, dtype=dtype, device="cpu")
@@ -154,7 +154,7 @@ def main() -> None:
                 floor = batch * rate / step_bytes(llm, batch)
                 for name, speed in speeds.items():
                     row = [dtype, str(threads), str(batch), name, f"{speed:.1f}"]
-                    row.append(f"1/{speeds[OURS] / speed:.2f}" if name != OURS else "")
+                    row.append(f"{speeds[OURS] / speed:.2f} times" if name != OURS else "")
                     bound = [f"{floor:.0f}", f"{speed / floor:.1%}"] if name == OURS else ["", ""]
                     table.add_row(*row, *bound)
     console.print(table)

@@ -31,7 +31,7 @@ LOST = "packed experts are unpacked by torch at every step, several times slower
 
 
 class BuildError(Exception):
-    """Why there is no library, in words that follow `because`."""
+    """Why there is no library, in words that follow a colon."""
 
 
 @functools.cache

@@ -67,7 +67,8 @@ void route(const T* logits, i64* ids, T* weights, i64 tokens, i64 experts, i64 t
             const float x = widen(logits[e]);
             if (held == top && !before(x, best[top - 1])) continue;
             i64 at = held < top ? held++ : top - 1;
-            for (; at > 0 && before(x, best[at - 1]); at--) best[at] = best[at - 1], ids[at] = ids[at - 1];
+            for (; at > 0 && before(x, best[at - 1]); at--)
+                best[at] = best[at - 1], ids[at] = ids[at - 1];
             best[at] = x, ids[at] = e;
         }
         float total = 0;
@@ -84,7 +85,8 @@ struct Pages {
     template <typename F>
     void each(i64 low, i64 stop, F do_this) const {
         while (low < stop) {
-            const i64 index = low / page, end = (index + 1) * page < stop ? (index + 1) * page : stop;
+            const i64 index = low / page, next = (index + 1) * page;
+            const i64 end = next < stop ? next : stop;
             const i64 base = (table[index] - index) * page;
             for (; low < end; low++) do_this(low, (base + low) * heads * width);
         }
@@ -195,7 +197,7 @@ void attention(const T* q, const T* k, const T* v, const T* sinks, T* out, const
 extern "C" {
 
 // Whether the processor multiplies bfloat16 itself.
-int tpx_has_bf16() {
+i64 tpx_has_bf16() {
 #if defined(__AVX512BF16__) || defined(__AMX_BF16__) || defined(__ARM_FEATURE_BF16)
     return 1;
 #else

@@ -40,7 +40,8 @@ inline void unpack(const uint8_t* bytes, float scale, V out[4]) {
     const __m256i lows = _mm256_shuffle_epi8(low, codes), highs = _mm256_shuffle_epi8(high, codes);
     const __m256i uppers = _mm256_set1_epi32(0xffff0000);
     for (int i = 0; i < 2; i++) {
-        const __m256i halves = i ? _mm256_unpackhi_epi8(lows, highs) : _mm256_unpacklo_epi8(lows, highs);
+        const __m256i halves =
+            i ? _mm256_unpackhi_epi8(lows, highs) : _mm256_unpacklo_epi8(lows, highs);
         out[2 * i] = _mm256_castsi256_ps(_mm256_slli_epi32(halves, 16)) * scale;
         out[2 * i + 1] = _mm256_castsi256_ps(_mm256_and_si256(halves, uppers)) * scale;
     }
@@ -72,7 +73,8 @@ struct Plain {
     i64 in_row;
 
     void unpacked(i64 row, i64 block, V w[4]) const {
-        for (i64 i = 0; i < 4; i++) w[i] = load(values + (row * in_row + block) * BLOCK + i * LANES);
+        const T* from = values + (row * in_row + block) * BLOCK;
+        for (i64 i = 0; i < 4; i++) w[i] = load(from + i * LANES);
     }
 };
 
