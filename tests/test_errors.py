@@ -11,9 +11,10 @@ from guards import ROOT, sources
 from tpx.errors import PlanError, TpxError
 from tpx.plan.codes import CODES, PROOFS, READING
 
-# Raise PlanError for flags, files of measurements or a search, not for what a plan says.
+# Raise errors for flags, measurements, a checkpoint cut before, the Hub or a search, not for what a
+# plan says.
 OTHERS = {"auto", "wants", "links", "topology", "device", "explain", "cost", "why", "diff"}
-OTHERS |= {"hf", "hf_form", "hf_export"}
+OTHERS |= {"hf", "hf_form", "hf_export", "fetch", "manifest", "presharded"}
 
 
 def calls(text: str):

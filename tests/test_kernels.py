@@ -35,7 +35,7 @@ from tpx.launch.preflight import preflight
 
 H100 = Device("cuda", "NVIDIA H100 80GB HBM3", (9, 0))
 FOLDERS = {p: ROOT / "kernels" / p.folder / "torch-ext" / p.name for p in PACKAGES}
-LOST = "torch references run: each expert is unpacked at every step, and nothing is fused"
+LOST = "the reference operations run, which are slow on a GPU"
 HINT = 'give True, False, "local", "hub", "off", or `{"attention": "owner/name@1"}`'
 
 
@@ -201,7 +201,7 @@ def test_without_packages_and_cache_the_references_run(without_packages, monkeyp
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("WARNING", f"kernels for {names}: off, {name} is not here, nor in the cache; {lost}")
         for names, name, lost in (
-            ("attention, linear, sample", "tpx_attention", "torch references run"),
+            ("attention, linear, sample", "tpx_attention", LOST),
             ("route, experts, norm", "tpx_moe", LOST),
         )
     ]  # fmt: skip
@@ -263,10 +263,17 @@ def test_an_llm_reports_what_runs(tmp_path, monkeypatch, caplog):
         tpx.LLM(folder, "tp1", device="cpu", use_kernels="fast")
 
 
-def test_ranks_that_would_run_different_kernels_differ():
+def test_ranks_that_would_run_different_kernels_differ(monkeypatch):
+    monkeypatch.setattr("tpx.arguments.as_called", lambda kernels: kernels)
     on, off = (prepare_kernels(value, H100)[1]["kernels"] for value in (True, False))
     assert on.digest != off.digest
     assert (on.shown, off.shown) == ("local", "off")
+
+
+def test_a_model_runs_no_kernel_that_it_does_not_call():
+    loaded, _ = prepare_kernels(True, H100)
+    assert loaded.modules == {}
+    assert describe(loaded.chosen.choices) == [f"kernels: off, no model calls them yet; {LOST}"]
 
 
 def test_the_launcher_checks_the_words_and_hands_them_on(tmp_path):

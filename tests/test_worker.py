@@ -235,15 +235,15 @@ def test_progress_is_kept_where_the_launcher_looks(tmp_path, monkeypatch):
     monkeypatch.setenv("TPX_RUN_DIR", str(tmp_path))
     announce(tmp_path / "progress")
     writer = Worker("cpu").progress()
-    writer.update("load", 1, 2)
-    assert (tmp_path / "progress/0").read_bytes().startswith(b'["load", 1, 2, ')
+    writer.update("load", 1, 2, 2)
+    assert (tmp_path / "progress/0").read_bytes().startswith(b'["load", 1, 2, 2, ')
 
 
 def test_a_process_by_itself_leaves_no_records_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(worker.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.delenv("TPX_RUN_DIR", raising=False)
     writer = Worker("cpu").progress()
-    writer.update("load", 1, 2)
+    writer.update("load", 1, 2, 2)
     writer.close()
     assert not list(tmp_path.iterdir())
 

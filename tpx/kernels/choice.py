@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..errors import RequestError
@@ -20,8 +20,8 @@ from .wanted import BEST, Wanted
 
 LOG = logging.getLogger("tpx")
 LEAST_CAPABILITY = (7, 5)  # below, triton has no matrix product of 16-bit floats
-REFERENCE = "torch references run"
-LOST = f"{REFERENCE}: each expert is unpacked at every step, and nothing is fused"
+UNCALLED = "no model calls them yet"
+LOST = "the reference operations run, which are slow on a GPU"
 
 
 class Device(NamedTuple):
@@ -75,6 +75,15 @@ def choose(wanted: Wanted, device: Device) -> Kernels:
     return Kernels(wanted, device, tuple(_choose(name, wanted, unfit) for name in OPERATIONS))
 
 
+def as_called(kernels: Kernels) -> Kernels:
+    """What runs when a model does: its operations do not branch into kernels yet."""
+    off = tuple(
+        choice if choice.source == "off" else Choice(choice.operation, "off", "", "", "", UNCALLED)
+        for choice in kernels.choices
+    )
+    return replace(kernels, choices=off)
+
+
 def why_unfit(device: Device) -> str | None:
     """Why no kernel runs on a device, and what to do about it; None: they do."""
     if device.kind == "cpu":
@@ -99,8 +108,7 @@ def describe(choices: Sequence[Choice]) -> list[str]:
 def _line(way: Choice, operations: list[str], alone: bool) -> str:
     of = "" if alone else f" for {', '.join(operations)}"
     if way.source == "off":
-        lost = LOST if "experts" in operations else REFERENCE
-        return f"kernels{of}: off, {way.reason}; {lost}"
+        return f"kernels{of}: off, {way.reason}; {LOST}"
     where = f" in {way.path}" if way.path else ""
     return f"kernels{of}: {way.source}, {way.repo} {way.version}{where}, {way.reason}"
 
