@@ -49,15 +49,15 @@ reads of files  runs at most 32 KiB apart are read as one
 TOTALS = """
 bytes read, kept and held
                                read alone    read once         kept         held
-      ranks 0-1                   6.45 GB      3.47 GB      3.50 GB      3.50 GB
-      ranks 2-3                   6.38 GB      3.42 GB      3.39 GB      3.39 GB
+      ranks 0-1                   6.45 GB      3.44 GB      3.50 GB      3.50 GB
+      ranks 2-3                   6.38 GB      3.44 GB      3.39 GB      3.39 GB
       the node                   25.67 GB     13.76 GB     13.79 GB     13.79 GB
       of what is kept               1.86x        1.00x
       kept as the checkpoint stores it; held as the model runs
 
 each byte is read once a node, on h100, estimated:
         0.91 s  if each rank reads for itself
-         0.5 s  if each byte is read once and sent, at most 1.05 MB a rank
+        0.49 s  if each byte is read once and sent, 4.19 MB at a time
       a rank reads 7.10 GB/s: InstantTensor's report: 8 H200 read 56.9 GB/s
         from memory
       a rank sends 360.00 GB/s: NVIDIA's data sheet: NVLink 4, 450 GB/s each

@@ -93,7 +93,13 @@ def test_the_report_fits_a_terminal(tiny):
 
 def test_the_report_says_what_loading_cost():
     seconds = {"seconds": 2.6, "read_seconds": 2.5, "copy_seconds": 1.25, "prepare_seconds": 0.0}
-    nbytes = {"bytes_read": 30, "bytes_kept": 20, "bytes_held": 40, "host_peak": 12_750_096}
+    nbytes = {
+        "bytes_read": 30,
+        "bytes_kept": 20,
+        "bytes_received": 0,
+        "bytes_held": 40,
+        "host_peak": 12_750_096,
+    }
     rank = RankReport(0, Coords(0, 0, 0, 0, 0), "cpu", device_peak=None, **seconds, **nbytes)
     said = (
         "loaded in 2.60 s (read 2.50 s, copy 1.25 s, prepare 0.00 s)\n"

@@ -14,7 +14,7 @@ from tpx.index import TensorMeta
 from tpx.plan.device import CPU, DEVICES
 from tpx.plan.find import read_plan
 from tpx.plan.forms import stored_nbytes
-from tpx.plan.once import MOST, NodePlan, Rounds, plan_node
+from tpx.plan.once import MOST_ON_GPU, NodePlan, Rounds, plan_node
 from tpx.plan.prepare import prepare
 from tpx.plan.spans import GAP, Window, spans
 from tpx.plan.types import Part, Shard
@@ -199,7 +199,7 @@ def test_120b_on_8_ranks_is_read_once_a_node(gpt_oss_120b, tmp_path):
     assert sum(node.bytes_read) == checkpoint
     own = sum(copy.kept for mine in node.own for span in mine for copy in span.copies)
     first = next(iter(node.rounds))
-    assert all(span is not None and span.nbytes <= MOST for span in first.reads)
+    assert all(span is not None and span.nbytes <= MOST_ON_GPU for span in first.reads)
     assert own < sum(map(stored_nbytes, plans))
 
 

@@ -17,7 +17,7 @@ from tpx.results import RankReport, Report
 
 def rank_report(rank: int, **changes: Any) -> RankReport:
     given = {"bytes_read": 300, "bytes_kept": 200, "bytes_held": 400, "seconds": 2.0}
-    given |= {"read_seconds": 1.5, "copy_seconds": 0.5, "prepare_seconds": 0.1}
+    given |= {"bytes_received": 0, "read_seconds": 1.5, "copy_seconds": 0.5, "prepare_seconds": 0.1}
     given |= {"device_peak": None, "host_peak": 1000}
     return RankReport(rank, Mesh(tp=2, edp=2).coords(rank), "cpu", **(given | changes))
 

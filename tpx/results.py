@@ -26,7 +26,8 @@ class Completion(NamedTuple):
 class RankReport(NamedTuple):
     """One rank's share of a load.
 
-    bytes_read: of the files, by this rank. bytes_kept: what its shards have there. bytes_held: what
+    bytes_read: of the files, by this rank. bytes_kept: what its shards have there. bytes_received:
+    of these, what other ranks of its machine have read for it. bytes_held: what
     they have on `device` in their final form. seconds: in all; read_seconds and copy_seconds
     overlap. device_peak: the most device memory while loading, as a multiple of bytes_held; None on
     a CPU. host_peak: the most bytes of anonymous memory beyond the weights.
@@ -37,6 +38,7 @@ class RankReport(NamedTuple):
     device: str
     bytes_read: int
     bytes_kept: int
+    bytes_received: int
     bytes_held: int
     seconds: float
     read_seconds: float

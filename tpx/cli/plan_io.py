@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from ..plan.once import MOST
+from ..plan.once import most_of
 from ..plan.prepare import Prepared
 from ..plan.reading import FileReads, NodeReads, RankReads, read_node
 from ..plan.spans import GAP, Span
@@ -119,7 +119,7 @@ def _draw_choice(found: NodeReads, console: Console) -> None:
     console.print(f"\n[bold]{_chosen(choice.shared)}[/bold], on {device.name}, estimated:")
     console.print(f"      {alone:>8}  if each rank reads for itself")
     console.print(
-        f"      {once:>8}  if each byte is read once and sent, at most {size(MOST)} a rank"
+        f"      {once:>8}  if each byte is read once and sent, {size(most_of(device))} at a time"
     )
     for what, figure in (("a rank reads", device.files), ("a rank sends", device.intra)):
         said = f"{what} {size(figure.value)}/s: {figure.source}"

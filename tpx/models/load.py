@@ -15,6 +15,7 @@ from torch import nn
 from ..comm import Groups
 from ..exchange import load_shared
 from ..plan.device import CPU, Device, device_of
+from ..plan.fetch import check_fetched
 from ..plan.forms import NOTHING
 from ..plan.once import Share, plan_node
 from ..plan.prepare import Prepared
@@ -28,7 +29,8 @@ Progress = Callable[[int, int], None]  # bytes read, bytes in all
 class LoadReport(NamedTuple):
     """What one rank read from files, and holds now.
 
-    bytes_kept: of those read, in the checkpoint's form. bytes_held: in the final form. seconds:
+    bytes_kept: of the shards, in the checkpoint's form. bytes_received: of these, from other ranks
+    of the machine. bytes_held: in the final form. seconds:
     from an empty model to one that runs; reading and copying overlap. device_peak: the most device
     memory in use, as a multiple of bytes_held; None on a CPU. host_peak: the most bytes of
     anonymous and page-locked memory beside the weights.
@@ -36,6 +38,7 @@ class LoadReport(NamedTuple):
 
     bytes_read: int
     bytes_kept: int
+    bytes_received: int
     bytes_held: int
     seconds: float
     read_seconds: float
@@ -73,11 +76,12 @@ def load_model(
     modules have `pack`. Raises CheckpointError.
     """
     begin = time.perf_counter()
+    check_fetched(prepared.folder, rank_plan)
     device_before = start_peak(device)
     with torch.device("meta"):
         model = BUILDERS[prepared.spec.model_type](prepared.spec, rank_plan, groups, dtype)
     arena = Arena(rank_plan, dtype, device, packed)
-    stats = read(arena, prepared, rank_plan, groups, progress, share)
+    stats, received = read(arena, prepared, rank_plan, groups, progress, share)
     assign(model, {name: arena.view(name) for name in arena.slots})
     tie(model, rank_plan)
     check_complete(model, rank_plan)
@@ -93,6 +97,7 @@ def load_model(
     report = LoadReport(
         bytes_read=stats.bytes_read,
         bytes_kept=stats.bytes_kept,
+        bytes_received=received,
         bytes_held=held,
         seconds=end - begin,
         read_seconds=stats.read_seconds,
@@ -111,8 +116,9 @@ def read(
     groups: Groups,
     progress: Progress | None,
     share: Share,
-) -> ReadStats:
-    """Fills the arena: what this rank reads for itself, then what the node's ranks share."""
+) -> tuple[ReadStats, int]:
+    """Fills the arena: what this rank reads for itself, then what the node's ranks share; -> bytes
+    that came from them."""
     node = groups["node"]
     plans = [rank_plan if r == groups.rank else prepared.rank_plan(r) for r in node.ranks]
     plan = plan_node(plans, share, device=speeds_of(arena.device))
@@ -120,9 +126,9 @@ def read(
     stats = ReadStats(None if progress is None else lambda done: progress(done, total))
     with Files(prepared.folder, prepared.index.files) as files:
         load_spans(plan.own[node.rank], files, arena, stats)
-        load_shared(plan.rounds, files, arena, node, stats)
+        received = load_shared(plan.rounds, files, arena, node, stats)
         files.check()
-    return stats
+    return stats, received
 
 
 def speeds_of(device: torch.device) -> Device:
