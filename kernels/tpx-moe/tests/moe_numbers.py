@@ -20,9 +20,12 @@ class Layer(NamedTuple):
 def checkpoint(
     experts: int, rows: int, columns: int, device: str = "cpu", scales: tuple[int, int] = (118, 126)
 ) -> tuple[Tensor, Tensor]:
-    """Random blocks, and scale bytes in a range, as a checkpoint has them."""
+    """Random blocks, and scale bytes in a range, both ends of it included, as a checkpoint has
+    them."""
     blocks = torch.randint(0, 256, (experts, rows, columns // 32, 16), dtype=torch.uint8)
     bytes_ = torch.randint(scales[0], scales[1] + 1, blocks.shape[:3]).to(torch.uint8)
+    ends = torch.tensor(scales, dtype=torch.uint8)[: bytes_.numel()]
+    bytes_.view(-1)[: len(ends)] = ends
     return blocks.to(device), bytes_.to(device)
 
 
