@@ -101,7 +101,7 @@ def test_a_reader_that_checks_less_is_found_out(monkeypatch, name, loose):
     "limit",
     [
         "-runs=1000",
-        pytest.param("-max_total_time=20", marks=pytest.mark.more),
+        pytest.param("-max_total_time=10", marks=pytest.mark.more),
         pytest.param("-runs=3000000", marks=pytest.mark.soak),
     ],
 )

@@ -8,6 +8,7 @@ from tpx_attention import reference
 from tpx_attention.sample import launch_sample
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's tests")
+MORE, SOAK = pytest.mark.more, pytest.mark.soak
 
 
 def columns(rows):
@@ -75,8 +76,10 @@ def test_every_kind_of_request():
     draws(torch.randn(len(ROWS), 200, generator=make) * 3, ROWS)
 
 
-@pytest.mark.more
-@pytest.mark.parametrize("levels", [1, 2, 5])
+@pytest.mark.parametrize(
+    "levels",
+    [pytest.param(1, marks=SOAK), pytest.param(2, marks=SOAK), pytest.param(5, marks=MORE)],
+)
 def test_ties_are_kept_in_the_order_of_ids(levels):
     make = torch.Generator().manual_seed(levels)
     logits = torch.randint(levels, (len(ROWS), 150), generator=make).float() - 1.0
@@ -91,7 +94,7 @@ def test_chunks_of_any_size_draw_the_same():
     assert draws(logits, rows, chunk=32) == draws(logits, rows, chunk=512)
 
 
-@pytest.mark.more
+@SOAK
 def test_distribution_over_many_uniforms():
     make = torch.Generator().manual_seed(12)
     logits = (torch.randn(1, 60, generator=make) * 2).expand(32, 60).contiguous()
