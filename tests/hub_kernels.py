@@ -16,6 +16,7 @@ import torch
 from ._ops import NAMESPACE
 
 __version__ = "1"
+Router = tuple
 
 
 @torch.library.custom_op(f"{NAMESPACE}::route", mutates_args=())

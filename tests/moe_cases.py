@@ -12,7 +12,8 @@ from torch import Tensor, distributed
 
 from tpx.comm import Groups, Record
 from tpx.mesh import Mesh
-from tpx.moe.dispatch import AllToAll, Dispatch, Gather, Local, Replicated, place
+from tpx.moe.dispatch import AllToAll, Dispatch, Gather, Local, Replicated, place, weighted_sum
+from tpx.ops.by_expert import inverse, sort_by_expert
 from tpx.ops.grouped_mm import grouped_mm
 from tpx.ops.route import Routing
 from tpx.split import split
@@ -122,21 +123,26 @@ def answer(case: Case, mesh: Mesh, name: str, groups: Groups, p: Problem) -> Ans
     here = sorted((e for e in range(E) if owner_E[e] == c.ep), key=lambda e: slot_E[e])
     units = slice(*split(case.units, mesh.etp)[c.etp])
 
-    moves: Dispatch = DISPATCHES[name](place(owner_E, slot_E, groups), groups)
+    placement = place(owner_E, slot_E, groups)
+    moves: Dispatch = DISPATCHES[name](placement, groups)
     h_TD = p.h_TD[mine].clone().requires_grad_()
     weights_TK = p.routing.weights_TK[mine].clone().requires_grad_()
     routing = Routing(p.routing.expert_ids_TK[mine], weights_TK)
     bias = p.bias_ED[here] if c.etp == 0 else None
     with groups.recording() as records:
         d = moves.dispatch(h_TD, routing, max(case.tokens[: mesh.dp]))
-        h_RF = torch.tanh(grouped_mm(d.x_RD, d.counts_e, p.up_EDF[here][:, :, units], None))
-        y_RD = grouped_mm(h_RF, d.counts_e, p.down_EFD[here][:, units], bias)
-        out_TD = moves.combine(y_RD, routing, d.back)
+        ids_PK, weights_PK = d.routing
+        order_N, counts_e = sort_by_expert(placement.local_E[ids_PK.flatten()], len(here))
+        x_ND = d.x_PD[order_N // case.top_k]
+        h_NF = torch.tanh(grouped_mm(x_ND, counts_e, p.up_EDF[here][:, :, units], None))
+        y_ND = grouped_mm(h_NF, counts_e, p.down_EFD[here][:, units], bias)
+        sum_PD = weighted_sum(y_ND, inverse(order_N).view_as(ids_PK), weights_PK)
+        out_TD = moves.combine(sum_PD, d.back)
     forward = list(records)
     (out_TD * p.pull_TD[mine]).sum().backward()
     assert h_TD.grad is not None
     assert weights_TK.grad is not None
-    computed = int(d.counts_e.sum())
+    computed = int(counts_e.sum())
     return Answer(out_TD.detach(), h_TD.grad, weights_TK.grad, forward, computed)
 
 

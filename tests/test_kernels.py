@@ -263,17 +263,10 @@ def test_an_llm_reports_what_runs(tmp_path, monkeypatch, caplog):
         tpx.LLM(folder, "tp1", device="cpu", use_kernels="fast")
 
 
-def test_ranks_that_would_run_different_kernels_differ(monkeypatch):
-    monkeypatch.setattr("tpx.arguments.as_called", lambda kernels: kernels)
+def test_ranks_that_would_run_different_kernels_differ():
     on, off = (prepare_kernels(value, H100)[1]["kernels"] for value in (True, False))
     assert on.digest != off.digest
     assert (on.shown, off.shown) == ("local", "off")
-
-
-def test_a_model_runs_no_kernel_that_it_does_not_call():
-    loaded, _ = prepare_kernels(True, H100)
-    assert loaded.modules == {}
-    assert describe(loaded.chosen.choices) == [f"kernels: off, no model calls them yet; {LOST}"]
 
 
 def test_the_launcher_checks_the_words_and_hands_them_on(tmp_path):

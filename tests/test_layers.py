@@ -78,7 +78,9 @@ def two_linears(world: int, width: int, tokens: int) -> Seen:
         {"weight": random(width, HIDDEN)[start:stop], "bias": random(width)[start:stop]}
     )
     second.load_state_dict({"weight": random(HIDDEN, width)[:, start:stop], "bias": random(HIDDEN)})
-    return observe(lambda x: second(first(x).tanh()), random(tokens, HIDDEN, seed=1), groups)
+    residual = random(tokens, HIDDEN, seed=2)
+    x = random(tokens, HIDDEN, seed=1)
+    return observe(lambda x: second(first(x).tanh(), residual), x, groups)
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 5])
@@ -188,7 +190,9 @@ def attend(world: int, heads: Heads, steps: list[list[int]]) -> Seen:
     for number, counts in enumerate(steps):
         batch = pages.step([[0] * n for n in counts])
         cos, sin = rope_tables(batch.positions_T, frequencies, 1.1, FLOAT)
-        run = partial(layer, batch=batch, cache=pages.caches[0], cos=cos, sin=sin)
+        zeros = torch.zeros(sum(counts), HIDDEN, dtype=FLOAT)
+        given = {"residual_TD": zeros, "batch": batch, "cache": pages.caches[0]}
+        run = partial(layer, **given, cos=cos, sin=sin)
         seen = observe(run, random(sum(counts), HIDDEN, seed=number), groups)
         pages.caches = [type(c)(*(x.detach() for x in c)) for c in pages.caches]
     return seen

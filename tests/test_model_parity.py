@@ -17,6 +17,7 @@ from tpx.config import read_config
 from tpx.families import family_of
 from tpx.mesh import Mesh
 from tpx.models import BUILDERS
+from tpx.ops.kernel import REFERENCE
 from tpx.plan.types import Cut, DispatchPlan, RankPlan
 
 WINDOW = 6
@@ -101,7 +102,7 @@ def load_ours(folder, dtype=torch.float32):
     layout = family.layout(spec)
     groups = Groups.alone(torch.device("cpu"))
     with torch.device("meta"):
-        model = BUILDERS[family.model_type](spec, alone(spec, layout), groups, dtype)
+        model = BUILDERS[family.model_type](spec, alone(spec, layout), groups, dtype, REFERENCE)
     assert {n: tuple(p.shape) for n, p in model.state_dict().items()} == {
         name: parameter.shape for name, parameter in layout.parameters.items()
     }

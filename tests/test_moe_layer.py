@@ -13,6 +13,7 @@ from tpx.batch import Batch
 from tpx.comm import Groups
 from tpx.families import gpt_oss
 from tpx.families.spec import ModelSpec, Rope
+from tpx.layers.norm import RMSNorm
 from tpx.mesh import Mesh
 from tpx.moe.layer import MoELayer
 from tpx.mxfp4 import Mxfp4, dequantize, quantize
@@ -38,6 +39,7 @@ MESHES = {
     "dp2-tp2-edp2-ep2": (Mesh(dp=2, tp=2, edp=2, ep=2), ("all_to_all", "replicated")),
 }
 TOKENS = (5, 2)  # of each dp group
+EPS = 1e-5
 
 
 def spec_of(experts: Any) -> ModelSpec:
@@ -99,11 +101,12 @@ def matrices(whole: dict[str, Tensor], name: str) -> Tensor:
     return dequantize(packed, torch.float32).transpose(1, 2)
 
 
-def one_token(h_D: Tensor, whole: dict[str, Tensor], spec: ModelSpec) -> Tensor:
-    """The layer's output for one token, written out."""
+def one_token(x_D: Tensor, whole: dict[str, Tensor], spec: ModelSpec) -> Tensor:
+    """The layer's output for one token with its residual, written out."""
+    h_D = x_D / (x_D.square().mean() + EPS).sqrt() * norm_weights(spec)[0]
     logits_E = whole["router.weight"] @ h_D + whole["router.bias"]
     top = logits_E.topk(spec.num_experts_per_tok)
-    total = torch.zeros_like(h_D)
+    total = x_D
     for weight, e in zip(top.values.softmax(0), top.indices, strict=True):
         both = h_D @ matrices(whole, "gate_up_proj")[e] + whole["experts.gate_up_proj_bias"][e]
         gate, up = both[0::2].clamp(max=7.0), both[1::2].clamp(-7.0, 7.0)
@@ -111,6 +114,18 @@ def one_token(h_D: Tensor, whole: dict[str, Tensor], spec: ModelSpec) -> Tensor:
         y_D = inner @ matrices(whole, "down_proj")[e] + whole["experts.down_proj_bias"][e]
         total = total + weight * y_D
     return total
+
+
+def norm_weights(spec: ModelSpec) -> Tensor:
+    """[2, H]: of the norm before the layer and of the next one's."""
+    return torch.rand(2, spec.hidden_size, generator=torch.Generator().manual_seed(8)) + 0.5
+
+
+def norms(spec: ModelSpec) -> tuple[RMSNorm, RMSNorm]:
+    found = tuple(RMSNorm(spec.hidden_size, EPS, torch.float32) for _ in range(2))
+    for norm, weight in zip(found, norm_weights(spec), strict=True):
+        norm.load_state_dict({"weight": weight})
+    return found
 
 
 def inputs(spec: ModelSpec) -> Tensor:
@@ -149,7 +164,6 @@ def build(plan: RankPlan, groups: Groups) -> MoELayer:
     with torch.device("meta"):
         layer = MoELayer(plan.spec, plan, groups, torch.float32)
     layer.load_state_dict(shard(weights(plan.spec), plan), strict=True, assign=True)
-    layer.experts.prepare()
     return layer
 
 
@@ -172,15 +186,16 @@ def run(mesh: Mesh, dispatch: tuple[Any, Any], experts: str) -> list[dict[str, A
         h_TD = own.clone().requires_grad_()
         layer.zero_grad()
         with groups.recording() as records:
-            out_TD = layer(h_TD, batch(longest, decode))
+            out_TD, _ = layer(h_TD, batch(longest, decode), *norms(spec))
         names = [record.name for record in records]
         out_TD.square().sum().backward()
         router = layer.router
         values = {"out": out_TD.detach(), "h": h_TD.grad, "names": names}
         found.append(values | {"router": router.weight.grad, "router_bias": router.bias.grad})
     with torch.inference_mode():
-        out_TD = layer(own, batch(longest, True))
+        out_TD, normed_TD = layer(own, batch(longest, True), *norms(spec))
     close(out_TD, found[1]["out"])
+    close(normed_TD, norms(spec)[1](out_TD).detach())
     groups.close()
     return found
 

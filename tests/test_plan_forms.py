@@ -9,7 +9,7 @@ from byte_plans import Bare
 from headers import make_config, write_folder
 
 from tpx.index import TensorMeta
-from tpx.plan.forms import ALIGNMENT, Slot, arena_nbytes, slots, stored_nbytes
+from tpx.plan.forms import ALIGNMENT, Slot, arena_nbytes, joins, slots, stored_nbytes
 from tpx.plan.prepare import prepare
 from tpx.plan.types import Part, Shard
 
@@ -59,7 +59,13 @@ def test_slots_of_a_model_follow_each_other(tmp_path):
         plan = prepared.rank_plan(rank)
         found = slots(plan, "bfloat16")
         assert found.keys() == {name for name, s in plan.shards.items() if s.tied_to is None}
-        assert all(slot.offset % ALIGNMENT == 0 for slot in found.values())
+        for name, slot in found.items():
+            leader, *followers = joins(name)
+            assert slot.offset % (2 if name in followers else ALIGNMENT) == 0, name
+        assert sum("k_proj" in name for name in found) == 6
+        for leader in (name for name in found if ".q_proj." in name):
+            run = [found[name] for name in joins(leader)]
+            assert [a.offset + a.nbytes for a in run[:2]] == [b.offset for b in run[1:]]
         for before, after in pairwise(found.values()):
             assert 0 <= after.offset - before.offset - before.nbytes < ALIGNMENT
         assert sum(slot.nbytes for slot in found.values()) == stored_nbytes(plan)

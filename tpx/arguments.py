@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from .agree import Said, digest
 from .errors import RequestError, did_you_mean
 from .hub import AUTO, DOWNLOADS
-from .kernels import Device, Loaded, as_called, choose, load, read_wanted
+from .kernels import Device, Loaded, choose, load, read_wanted
 from .plan.prepare import Prepared, prepare
 from .version import __version__
 from .worker import setting
@@ -89,7 +89,7 @@ def prepare_kernels(use_kernels: object, device: Device) -> tuple[Loaded, dict[s
     Raises RequestError.
     """
     wanted = read_wanted(setting(use_kernels, "TPX_KERNELS"))
-    loaded = load(as_called(choose(wanted, device)))
+    loaded = load(choose(wanted, device))
     alike = {choice.operation: list(choice[1:4]) for choice in loaded.chosen.choices}
     sources = ", ".join(dict.fromkeys(choice.source for choice in loaded.chosen.choices))
     return loaded, {"kernels": Said(digest(alike), sources)}

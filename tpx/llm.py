@@ -26,14 +26,16 @@ from .errors import RequestError
 from .families.fields import ids
 from .hub import AUTO
 from .kernels import Choice
+from .kernels.proof import Shapes, prove
 from .launch.fetch_bar import fetch_bar
 from .mesh import Mesh
 from .models.load import LoadReport, load_model
 from .params import SamplingParams
-from .plan.buffers import STEP_TOKENS
+from .plan.buffers import PAGE, STEP_TOKENS
 from .plan.fetch import fetched
 from .plan.forms import stored_nbytes
 from .plan.prepare import Prepared
+from .plan.types import RankPlan
 from .prompts import Model, Prompt, check_params, check_prompts
 from .results import Completion, RankReport, Report
 from .text import open_tokenizer
@@ -86,6 +88,7 @@ class LLM:
         self._stop_ids = stop_ids(self.prepared)
         rank_plan = self.prepared.rank_plan(self.worker.place.rank)
         self._cache = CacheShape(self.spec, rank_plan.cuts["KV"].size, self.dtype)
+        self.kernels = prove(self.kernels, self.device, shapes(rank_plan, self.dtype))
         writer, kept = self.worker.progress(), stored_nbytes(rank_plan)
         here, told = ranks_here(self.worker.place), self.worker.place.world > 1
         with (
@@ -99,6 +102,7 @@ class LLM:
                 self.dtype,
                 self.device,
                 lambda done, total: writer.update("load", done, total, kept),
+                kernels=self.kernels.modules,
             )
         if not load.bytes_read:  # else the last byte has said it
             writer.update("load", 0, 0, kept)
@@ -212,7 +216,8 @@ class LLM:
         pages = plan_pages(requests, self._cache, in_one_step, self._cache_limit)
         blocks = Blocks(*pages, self.spec.sliding_window, in_one_step)
         caches = make_caches(pages, self._cache, self.device)
-        engine = Engine(self.model, caches, blocks, self.groups, self.device)
+        kernels = self.kernels.modules
+        engine = Engine(self.model, caches, blocks, self.groups, self.device, kernels)
         for request in requests:
             engine.add(request)
         return engine
@@ -277,6 +282,16 @@ def ranks_here(place: Place) -> range:
     first = rank - local_rank
     consecutive = first >= 0 and first % local_world == 0 and first + local_world <= world
     return range(first, first + local_world) if consecutive else range(rank, rank + 1)
+
+
+def shapes(rank_plan: RankPlan, dtype: torch.dtype) -> Shapes:
+    """Of what the rank's kernels compute."""
+    spec, cuts = rank_plan.spec, rank_plan.cuts
+    heads, kv_heads = cuts["Q"].size, cuts["KV"].size
+    width, hidden = spec.head_dim, spec.hidden_size
+    head = cuts["V" if spec.tie_word_embeddings else "V_head"].size
+    linears = ((heads + 2 * kv_heads) * width, hidden), (hidden, heads * width), (head, hidden)
+    return Shapes(linears, heads, kv_heads, width, PAGE, spec.sliding_window, dtype)
 
 
 def step_tokens(prompts: Sequence[Sequence[int]], most: int = STEP_TOKENS) -> int:

@@ -19,10 +19,12 @@ from .comm import Groups, Record
 from .errors import PlanError
 from .families.spec import ModelSpec
 from .families.steps import Collective, MoE, ranks_reached
+from .layers.norm import RMSNorm
 from .mesh import Mesh
 from .models import BUILDERS
 from .moe.layer import MoELayer
 from .narrow import ROWS, draw_values, make_batch, make_caches, narrow_sizes
+from .ops.kernel import REFERENCE
 from .ops.route import route
 from .plan.cuts import cuts_of
 from .plan.prepare import Prepared
@@ -80,7 +82,7 @@ def simulate(prepared: Prepared, rank: int, tokens: int, phase: Phase, seed: int
     peers = Peers(rank_plan, tokens, generator)
     groups = RecordingGroups(mesh, rank, peers)
     dtype: torch.dtype = getattr(torch, spec.dtype)
-    model = BUILDERS[spec.model_type](spec, rank_plan, cast(Groups, groups), dtype)
+    model = BUILDERS[spec.model_type](spec, rank_plan, cast(Groups, groups), dtype, REFERENCE)
     for name, parameter in model.named_parameters():
         draw_values(name, parameter, generator)
     routed = watch_routing(model)
@@ -130,9 +132,10 @@ def watch_routing(model: nn.Module) -> list[Tensor]:
     """Filled by the forward: the experts of this rank's tokens, [T, K] of each layer."""
     seen: list[Tensor] = []
 
-    def look(layer: MoELayer, args: tuple[Tensor, object]) -> None:
-        router = layer.router
-        seen.append(route(args[0], router.weight, router.bias, layer.top_k).expert_ids_TK)
+    def look(layer: MoELayer, args: tuple[Tensor, object, RMSNorm, RMSNorm]) -> None:
+        (x_TD, _, before, _), router = args, layer.router
+        found = route(before(x_TD), router.weight, router.bias, layer.top_k)
+        seen.append(found.expert_ids_TK)
 
     for module in model.modules():
         if isinstance(module, MoELayer):

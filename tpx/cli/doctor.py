@@ -6,7 +6,7 @@ import argparse
 import platform
 from typing import Any
 
-from ..kernels import UNCALLED, Kernels, choose, describe
+from ..kernels import Kernels, choose, describe
 from ..kernels.installed import installed
 from ..launch.devices import Gpu, count_gpus, smallest_gpu
 from ..launch.kernels_here import device_here, torch_cuda, wanted_here
@@ -38,8 +38,6 @@ def run(args: argparse.Namespace) -> int:
     gpu = smallest_gpu() if count_gpus() else None
     print(f"GPU      {gpu_words(gpu)}")
     print(*describe(kernels.choices), sep="\n")
-    if any(choice.source != "off" for choice in kernels.choices):
-        print(f"note: {UNCALLED}: the torch references run")
     faults = find_faults(found, gpu, kernels)
     for fault in faults:
         print(f"fault: {fault}")

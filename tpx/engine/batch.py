@@ -21,6 +21,8 @@ class Draws(NamedTuple):
     top_k_B: torch.Tensor
     top_p_B: torch.Tensor
     u_B: torch.Tensor
+    any_top_k: bool
+    any_top_p: bool
 
 
 def make_batch(chunks: list[Chunk], longest: int, decode: bool, device: torch.device) -> Batch:
@@ -91,4 +93,6 @@ def make_draws(drawing: list[Chunk], device: torch.device) -> Draws:
         torch.tensor([request.top_k for request in requests], dtype=torch.int64, device=device),
         reals([request.top_p for request in requests]),
         reals(draws),
+        any(request.top_k > 0 for request in requests),
+        any(request.top_p < 1 for request in requests),
     )

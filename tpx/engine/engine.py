@@ -13,6 +13,7 @@ from torch import nn
 
 from ..batch import KVCache
 from ..comm import Groups
+from ..ops.kernel import REFERENCE, Kernels
 from ..ops.sample import sample
 from .batch import make_batch, make_draws
 from .blocks import Blocks
@@ -52,6 +53,7 @@ class Engine:
         blocks: Blocks,
         groups: Groups,
         device: torch.device,
+        kernels: Kernels = REFERENCE,
     ):
         self.model = model
         self.caches = caches
@@ -59,6 +61,7 @@ class Engine:
         self.scheduler = Scheduler(blocks)
         self.groups = groups
         self.device = device
+        self.kernel = kernels.get("sample")
 
     def add(self, request: Request) -> None:
         self.scheduler.add(request)
@@ -94,7 +97,7 @@ class Engine:
         tp = self.groups["tp"]
         ids_B = torch.zeros(len(drawing), dtype=torch.int64, device=self.device)
         if tp.rank == 0:
-            ids_B = sample(logits_BV, *make_draws(drawing, self.device))
+            ids_B = sample(logits_BV, *make_draws(drawing, self.device), self.kernel)
         ids: list[int] = tp.broadcast(ids_B, 0, "engine.sample").tolist()
         return ids
 

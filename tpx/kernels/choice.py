@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import RequestError
@@ -20,7 +20,6 @@ from .wanted import BEST, Wanted
 
 LOG = logging.getLogger("tpx")
 LEAST_CAPABILITY = (7, 5)  # below, triton has no matrix product of 16-bit floats
-UNCALLED = "no model calls them yet"
 LOST = "the reference operations run, which are slow on a GPU"
 
 
@@ -73,15 +72,6 @@ def choose(wanted: Wanted, device: Device) -> Kernels:
     """Raises RequestError."""
     unfit = why_unfit(device)
     return Kernels(wanted, device, tuple(_choose(name, wanted, unfit) for name in OPERATIONS))
-
-
-def as_called(kernels: Kernels) -> Kernels:
-    """What runs when a model does: its operations do not branch into kernels yet."""
-    off = tuple(
-        choice if choice.source == "off" else Choice(choice.operation, "off", "", "", "", UNCALLED)
-        for choice in kernels.choices
-    )
-    return replace(kernels, choices=off)
 
 
 def why_unfit(device: Device) -> str | None:

@@ -35,11 +35,11 @@ OPERATIONS = {
     ),
     "linear": Operation(ATTENTION, (("linear_decode",),)),
     "sample": Operation(ATTENTION, (("sample",),)),
-    "route": Operation(MOE, (("route",),)),
+    "route": Operation(MOE, (("route", "Router"),)),
     "experts": Operation(
         MOE,
         (
-            ("pack", "unpack", "packed_nbytes", "experts", "experts_sorted", "reduce",
+            ("Experts", "pack", "unpack", "packed_nbytes", "self_test", "experts", "reduce",
              "reduce_residual_norm"),
         ),
     ),

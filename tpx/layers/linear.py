@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..comm import Group
+from ..ops.kernel import REFERENCE, Kernels
 from ..ops.linear import linear
 
 
@@ -19,15 +20,22 @@ class Colwise(nn.Module):
     Named after the columns of W^T. outputs: those of this rank.
     """
 
-    def __init__(self, inputs: int, outputs: int, group: Group, dtype: torch.dtype):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        group: Group,
+        dtype: torch.dtype,
+        kernels: Kernels = REFERENCE,
+    ):
         super().__init__()
-        self.group = group
+        self.group, self.kernel = group, kernels.get("linear")
         self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype))
 
     def forward(self, x_TK: Tensor) -> Tensor:
         x_TK = self.group.copy(x_TK)
-        return linear(x_TK, self.weight, self.bias)
+        return linear(x_TK, self.weight, self.bias, kernel=self.kernel)
 
 
 class Rowwise(nn.Module):
@@ -37,12 +45,23 @@ class Rowwise(nn.Module):
     name: what the all-reduce is called in records.
     """
 
-    def __init__(self, inputs: int, outputs: int, group: Group, name: str, dtype: torch.dtype):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        group: Group,
+        name: str,
+        dtype: torch.dtype,
+        kernels: Kernels = REFERENCE,
+    ):
         super().__init__()
-        self.group, self.name = group, name
+        self.group, self.name, self.kernel = group, name, kernels.get("linear")
         self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype))
 
-    def forward(self, x_TK: Tensor) -> Tensor:
-        partial_TN = linear(x_TK, self.weight)
-        return self.group.all_reduce(partial_TN, self.name) + self.bias
+    def forward(self, x_TK: Tensor, residual_TN: Tensor) -> Tensor:
+        """With the residual added, the same on the whole group."""
+        if self.kernel is not None and self.group.size == 1:
+            return linear(x_TK, self.weight, self.bias, residual_TN, kernel=self.kernel)
+        partial_TN = linear(x_TK, self.weight, kernel=self.kernel)
+        return residual_TN + (self.group.all_reduce(partial_TN, self.name) + self.bias)

@@ -6,6 +6,7 @@ Parameters have the checkpoint's names. Knows this rank's cuts and groups; reads
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,26 +18,40 @@ from ..layers.attention import Attention
 from ..layers.embedding import VocabEmbedding, VocabHead
 from ..layers.norm import RMSNorm
 from ..moe.layer import MoELayer
+from ..ops.kernel import REFERENCE, Kernels
 from ..ops.rope import attention_factor, rope_frequencies, rope_tables
 from ..plan.types import RankPlan
 
 
-def build(spec: ModelSpec, rank_plan: RankPlan, groups: Groups, dtype: torch.dtype) -> GptOss:
+def build(
+    spec: ModelSpec,
+    rank_plan: RankPlan,
+    groups: Groups,
+    dtype: torch.dtype,
+    kernels: Kernels = REFERENCE,
+) -> GptOss:
     """The module of one rank, with parameters of the rank's own shapes and no values yet. Call it
     under torch.device("meta"), then load_state_dict(..., assign=True) and prepare()."""
-    return GptOss(spec, rank_plan, groups, dtype)
+    return GptOss(spec, rank_plan, groups, dtype, kernels)
 
 
 class GptOss(nn.Module):
     """forward(batch, caches) -> logits. Weights are frozen: gradients flow to what is put
     between layers (adapters), through every collective."""
 
-    def __init__(self, spec: ModelSpec, rank_plan: RankPlan, groups: Groups, dtype: torch.dtype):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        rank_plan: RankPlan,
+        groups: Groups,
+        dtype: torch.dtype,
+        kernels: Kernels,
+    ):
         super().__init__()
-        self.model = Decoder(spec, rank_plan, groups, dtype)
+        self.model = Decoder(spec, rank_plan, groups, dtype, kernels)
         head = "V" if spec.tie_word_embeddings else "V_head"
         group = group_of(head, rank_plan, groups)
-        self.lm_head = VocabHead(spec.vocab_size, spec.hidden_size, group, dtype)
+        self.lm_head = VocabHead(spec.vocab_size, spec.hidden_size, group, dtype, kernels)
         if spec.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.requires_grad_(False)
@@ -53,7 +68,14 @@ class Decoder(nn.Module):
 
     rope_frequencies: Tensor
 
-    def __init__(self, spec: ModelSpec, rank_plan: RankPlan, groups: Groups, dtype: torch.dtype):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        rank_plan: RankPlan,
+        groups: Groups,
+        dtype: torch.dtype,
+        kernels: Kernels,
+    ):
         super().__init__()
         _, start, stop = rank_plan.cuts["V"]
         group = group_of("V", rank_plan, groups)
@@ -63,9 +85,9 @@ class Decoder(nn.Module):
             for kind in spec.layer_types
         )
         self.layers = nn.ModuleList(
-            DecoderLayer(spec, rank_plan, groups, dtype, window) for window in windows
+            DecoderLayer(spec, rank_plan, groups, dtype, kernels, window) for window in windows
         )
-        self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype)
+        self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype, kernels)
         self.rope_factor = attention_factor(spec.rope)
         frequencies = rope_frequencies(spec.rope, spec.head_dim)
         self.register_buffer("rope_frequencies", frequencies, persistent=False)
@@ -75,13 +97,16 @@ class Decoder(nn.Module):
         self.rope_frequencies = self.rope_frequencies.to(self.norm.weight.device)
 
     def forward(self, batch: Batch, caches: Sequence[KVCache]) -> Tensor:
-        h_TD = self.embed_tokens(batch.ids_T)
+        x_TD = self.embed_tokens(batch.ids_T)
         cos, sin = rope_tables(
-            batch.positions_T, self.rope_frequencies, self.rope_factor, h_TD.dtype
+            batch.positions_T, self.rope_frequencies, self.rope_factor, x_TD.dtype
         )
-        for layer, cache in zip(self.layers, caches, strict=True):
-            h_TD = layer(h_TD, batch, cache, cos, sin)
-        h_MD: Tensor = self.norm(h_TD.index_select(0, batch.logits_at))
+        layers = cast(Sequence[DecoderLayer], self.layers)
+        norms = [*(layer.input_layernorm for layer in layers), self.norm]
+        h_TD = norms[0](x_TD)
+        for layer, after, cache in zip(layers, norms[1:], caches, strict=True):
+            x_TD, h_TD = layer(x_TD, h_TD, after, batch, cache, cos, sin)
+        h_MD: Tensor = h_TD.index_select(0, batch.logits_at)
         return h_MD
 
 
@@ -92,11 +117,12 @@ class DecoderLayer(nn.Module):
         rank_plan: RankPlan,
         groups: Groups,
         dtype: torch.dtype,
+        kernels: Kernels,
         window: int | None,
     ):
         super().__init__()
         cuts = rank_plan.cuts
-        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype)
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype, kernels)
         self.self_attn = Attention(
             spec.hidden_size,
             cuts["Q"].size,
@@ -105,16 +131,26 @@ class DecoderLayer(nn.Module):
             window,
             group_of("Q", rank_plan, groups),
             dtype,
+            kernels,
         )
-        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype)
-        self.mlp = MoELayer(spec, rank_plan, groups, dtype)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype, kernels)
+        self.mlp = MoELayer(spec, rank_plan, groups, dtype, kernels)
 
     def forward(
-        self, h_TD: Tensor, batch: Batch, cache: KVCache, cos: Tensor, sin: Tensor
-    ) -> Tensor:
-        h_TD = h_TD + self.self_attn(self.input_layernorm(h_TD), batch, cache, cos, sin)
-        h_TD = h_TD + self.mlp(self.post_attention_layernorm(h_TD), batch)
-        return h_TD
+        self,
+        x_TD: Tensor,
+        h_TD: Tensor,
+        after: RMSNorm,
+        batch: Batch,
+        cache: KVCache,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """x with what the layer adds, and its norm by `after`, the norm of what comes next, so that
+        one kernel does both. h_TD: x normed by input_layernorm."""
+        x_TD = self.self_attn(h_TD, x_TD, batch, cache, cos, sin)
+        found: tuple[Tensor, Tensor] = self.mlp(x_TD, batch, self.post_attention_layernorm, after)
+        return found
 
 
 def group_of(logical: str, rank_plan: RankPlan, groups: Groups) -> Group:

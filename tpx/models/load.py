@@ -14,9 +14,9 @@ from torch import nn
 
 from ..comm import Groups
 from ..exchange import load_shared
+from ..ops.kernel import REFERENCE, Kernels
 from ..plan.device import CPU, Device, device_of
 from ..plan.fetch import check_fetched
-from ..plan.forms import NOTHING
 from ..plan.once import Share, plan_node
 from ..plan.prepare import Prepared
 from ..plan.types import RankPlan
@@ -55,6 +55,10 @@ class LoadReport(NamedTuple):
 class Packs(Protocol):
     """A module that keeps parameters in a kernel's layout, in their own slots."""
 
+    def packed_nbytes(self) -> dict[str, int]:
+        """Bytes of each of its parameters that it packs."""
+        ...
+
     def pack(self, memory: Memory) -> None:
         """Moves its parameters' bytes, through memory.scratch, within their slots."""
         ...
@@ -68,18 +72,19 @@ def load_model(
     device: torch.device,
     progress: Progress | None = None,
     share: Share = "auto",
-    packed: Mapping[str, int] = NOTHING,
+    kernels: Kernels = REFERENCE,
 ) -> tuple[nn.Module, LoadReport]:
-    """The model on `device`: uint8 as it is stored, all else in `dtype`, `packed` as it is packed.
+    """The model on `device`: uint8 as it is stored, or as a kernel packs it, all else in `dtype`.
 
-    share: whether ranks of a node read for each other. packed: final bytes of the parameters whose
-    modules have `pack`. Raises CheckpointError.
+    share: whether ranks of a node read for each other. Raises CheckpointError.
     """
     begin = time.perf_counter()
     check_fetched(prepared.folder, rank_plan)
     device_before = start_peak(device)
     with torch.device("meta"):
-        model = BUILDERS[prepared.spec.model_type](prepared.spec, rank_plan, groups, dtype)
+        build = BUILDERS[prepared.spec.model_type]
+        model = build(prepared.spec, rank_plan, groups, dtype, kernels)
+    packed = packed_bytes(model)
     arena = Arena(rank_plan, dtype, device, packed)
     stats, received = read(arena, prepared, rank_plan, groups, progress, share)
     assign(model, {name: arena.view(name) for name in arena.slots})
@@ -133,6 +138,16 @@ def read(
 
 def speeds_of(device: torch.device) -> Device:
     return device_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else CPU
+
+
+def packed_bytes(model: nn.Module) -> dict[str, int]:
+    """Of each parameter that a module packs."""
+    found = dict[str, int]()
+    for name, module in model.named_modules():
+        if hasattr(module, "packed_nbytes"):
+            sizes = cast(Packs, module).packed_nbytes()
+            found |= {f"{name}.{leaf}" if name else leaf: size for leaf, size in sizes.items()}
+    return found
 
 
 def pack(model: nn.Module, arena: Arena, packed: Mapping[str, int]) -> None:

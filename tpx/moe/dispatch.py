@@ -1,12 +1,12 @@
 """How tokens reach their experts and come back: Local, Replicated, Gather, AllToAll.
 
-Each has dispatch(h_TD, routing, longest) -> Dispatched, and combine(y_RD, routing, back) -> out_TD
-with the sum of every token's K experts, weighted. They know groups and who owns an expert; not what
-an expert computes. Sums have a fixed order. Gradients flow, and every rank of a tp group gets the
-whole one for h_TD and for the weights.
+Each has dispatch(h_TD, routing, longest) -> Dispatched, the tokens that this rank's experts are to
+see, and combine(sum_PD, back) -> out_TD of the weighted sums that they gave. They know groups and
+who owns an expert; not what an expert computes. Sums have a fixed order. Gradients flow, and every
+rank of a tp group gets the whole one for h_TD and for the weights.
 
-T tokens here, D hidden, K top-k, N = T*K pairs (token, k), E experts, e experts of this rank,
-R rows of x_RD, S tokens of this rank's slice.
+T tokens here, D hidden, K top-k, N = T*K pairs (token, k), E experts, P tokens that came here,
+S tokens of this rank's slice.
 """
 
 from __future__ import annotations
@@ -18,35 +18,42 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..comm import Group, Groups
-from ..ops.by_expert import inverse, sort_by_expert
+from ..ops.by_expert import inverse
 from ..ops.route import Routing
 from ..split import split
 
 
 class Dispatched(NamedTuple):
-    """x_RD: rows sorted by local expert, then those of experts elsewhere. counts_e: int64, rows of
-    each local expert. back: what combine needs."""
+    """x_PD and their routing, which names experts elsewhere too. back: what combine needs."""
 
-    x_RD: Tensor
-    counts_e: Tensor
+    x_PD: Tensor
+    routing: Routing
     back: Any
 
 
 class Dispatch(Protocol):
     def dispatch(self, h_TD: Tensor, routing: Routing, longest: int) -> Dispatched: ...
 
-    def combine(self, y_RD: Tensor, routing: Routing, back: Any) -> Tensor: ...
+    def combine(self, sum_PD: Tensor, back: Any) -> Tensor: ...
 
 
 class Placement(NamedTuple):
     """Where experts lie. Entry E of both tensors, int64 [E + 1], stands for padding: on no rank.
 
     owner_E: the place on the ep axis. local_E: the slot on this rank, num_local if elsewhere.
+    slot_E: the same in int32, -1 if elsewhere; None where all experts are here, in order, and no
+    token comes from another rank.
     """
 
     owner_E: Tensor
     local_E: Tensor
     num_local: int
+    slot_E: Tensor | None
+
+    @property
+    def nobody(self) -> int:
+        """The expert that stands for padding."""
+        return len(self.owner_E) - 1
 
 
 def place(owner_E: tuple[int, ...], slot_E: tuple[int, ...], groups: Groups) -> Placement:
@@ -55,7 +62,11 @@ def place(owner_E: tuple[int, ...], slot_E: tuple[int, ...], groups: Groups) -> 
     pairs = zip(owner_E, slot_E, strict=True)
     local = [slot if owner == here else num_local for owner, slot in pairs]
     owners = torch.tensor([*owner_E, -1], device=groups.device)
-    return Placement(owners, torch.tensor([*local, num_local], device=groups.device), num_local)
+    local_E = torch.tensor([*local, num_local], device=groups.device)
+    slots = None
+    if groups["expert"].size > 1 or local != [*range(len(local))]:
+        slots = local_E.masked_fill(local_E == num_local, -1).int()
+    return Placement(owners, local_E, num_local, slots)
 
 
 class Local:
@@ -63,15 +74,12 @@ class Local:
 
     def __init__(self, placement: Placement, groups: Groups):
         assert groups["expert"].size == 1, f"{groups['expert'].ranks=}"
-        self.placement = placement
 
     def dispatch(self, h_TD: Tensor, routing: Routing, longest: int) -> Dispatched:
-        order_N, counts_e = sort_pairs(routing.expert_ids_TK, self.placement)
-        back = inverse(order_N).view_as(routing.expert_ids_TK)
-        return Dispatched(h_TD[order_N // back.shape[1]], counts_e, back)
+        return Dispatched(h_TD, routing, None)
 
-    def combine(self, y_RD: Tensor, routing: Routing, back: Tensor) -> Tensor:
-        return weighted_sum(y_RD, back, routing.weights_TK)
+    def combine(self, sum_PD: Tensor, back: None) -> Tensor:
+        return sum_PD
 
 
 class Replicated:
@@ -81,18 +89,16 @@ class Replicated:
     """
 
     def __init__(self, placement: Placement, groups: Groups):
-        self.placement, self.expert = placement, groups["expert"]
+        self.expert = groups["expert"]
         assert set(self.expert.ranks) <= set(groups["tp"].ranks), f"{self.expert.ranks=}"
 
     def dispatch(self, h_TD: Tensor, routing: Routing, longest: int) -> Dispatched:
-        order_N, counts_e = sort_pairs(routing.expert_ids_TK, self.placement)
-        back = inverse(order_N).view_as(routing.expert_ids_TK)
         h_TD = self.expert.copy(h_TD, "moe.inputs")
-        return Dispatched(h_TD[order_N // back.shape[1]], counts_e, back)
-
-    def combine(self, y_RD: Tensor, routing: Routing, back: Tensor) -> Tensor:
         weights_TK = self.expert.copy(routing.weights_TK, "moe.routing")
-        return self.expert.all_reduce(weighted_sum(y_RD, back, weights_TK), "moe.combine")
+        return Dispatched(h_TD, Routing(routing.expert_ids_TK, weights_TK), None)
+
+    def combine(self, sum_PD: Tensor, back: None) -> Tensor:
+        return self.expert.all_reduce(sum_PD, "moe.combine")
 
 
 class Gather:
@@ -102,32 +108,24 @@ class Gather:
     its own rows of the sum. Shapes depend on `longest` and T alone.
     """
 
-    class Back(NamedTuple):
-        position_NK: Tensor
-        weights_NK: Tensor
-        tokens: int
-
     def __init__(self, placement: Placement, groups: Groups):
-        self.placement, self.gather, self.tp = placement, groups["gather"], groups["tp"]
+        self.nobody, self.gather, self.tp = placement.nobody, groups["gather"], groups["tp"]
         assert set(self.tp.ranks) <= set(groups["expert"].ranks), f"{groups['expert'].ranks=}"
 
     def dispatch(self, h_TD: Tensor, routing: Routing, longest: int) -> Dispatched:
-        tokens, nobody = h_TD.shape[0], len(self.placement.local_E) - 1
+        tokens = h_TD.shape[0]
         assert tokens <= longest, f"{tokens=} {longest=}"
         rows = (0, 0, 0, longest - tokens)
         h_TD = pad(self.tp.copy(h_TD, "moe.inputs"), rows)
-        ids_TK = pad(routing.expert_ids_TK, rows, value=nobody)
+        ids_TK = pad(routing.expert_ids_TK, rows, value=self.nobody)
         weights_TK = pad(self.tp.copy(routing.weights_TK, "moe.routing"), rows)
         h_ND = self.gather.all_gather(h_TD, "moe.gather_tokens")
         ids_NK = self.gather.all_gather(ids_TK, "moe.gather_ids")
         weights_NK = self.gather.all_gather(weights_TK, "moe.gather_weights")
-        order, counts_e = sort_pairs(ids_NK, self.placement)
-        back = self.Back(inverse(order).view_as(ids_NK), weights_NK, tokens)
-        return Dispatched(h_ND[order // ids_NK.shape[1]], counts_e, back)
+        return Dispatched(h_ND, Routing(ids_NK, weights_NK), tokens)
 
-    def combine(self, y_RD: Tensor, routing: Routing, back: Back) -> Tensor:
-        part_ND = weighted_sum(y_RD, back.position_NK, back.weights_NK)
-        part_TD = self.gather.reduce_scatter(part_ND, "moe.scatter")[: back.tokens]
+    def combine(self, sum_PD: Tensor, back: int) -> Tensor:
+        part_TD = self.gather.reduce_scatter(sum_PD, "moe.scatter")[:back]
         return self.tp.all_reduce(part_TD, "moe.reduce")
 
 
@@ -142,10 +140,6 @@ class AllToAll:
     """
 
     class Back(NamedTuple):
-        position_PK: (
-            Tensor  # where, among the outputs, an arrived row's experts are; P rows arrived
-        )
-        weights_PK: Tensor  # 0 for experts that are elsewhere
         sent: list[int]  # rows to each rank of the ep group
         arrived: list[int]  # rows from each
         returns_SK: Tensor  # where, among the rows that come back, the sum with pair (s, k) is
@@ -170,19 +164,11 @@ class AllToAll:
         ids_PK = self.ep.all_to_all(ids_SK[token_M], sent, arrived, "moe.ids")
         weights_PK = self.ep.all_to_all(weights_SK[token_M], sent, arrived, "moe.weights")
 
-        order, counts_e = sort_pairs(ids_PK, self.placement)
-        here_PK = self.placement.local_E[ids_PK] < self.placement.num_local
-        position_PK = inverse(order).view_as(ids_PK)  # the first ones are of experts that are here
-        # An expert elsewhere weighs 0; it points to a row of its own token, never another's.
-        position_PK = position_PK.where(here_PK, position_PK.amin(1, keepdim=True))
-        pairs_R = order[: int(here_PK.sum())]
         lengths = [stop - start for start, stop in slices]
-        weights_PK = weights_PK * here_PK
-        back = self.Back(position_PK, weights_PK, sent, arrived, returns_SK, first_SK, lengths)
-        return Dispatched(x_PD[pairs_R // ids_PK.shape[1]], counts_e, back)
+        back = self.Back(sent, arrived, returns_SK, first_SK, lengths)
+        return Dispatched(x_PD, Routing(ids_PK, weights_PK), back)
 
-    def combine(self, y_RD: Tensor, routing: Routing, back: Back) -> Tensor:
-        sum_PD = weighted_sum(y_RD, back.position_PK, back.weights_PK)
+    def combine(self, sum_PD: Tensor, back: Back) -> Tensor:
         sum_PD = self.etp.all_reduce(sum_PD, "moe.etp")
         sum_MD = self.ep.all_to_all(sum_PD, back.arrived, back.sent, "moe.return")
         out_SD = weighted_sum(sum_MD, back.returns_SK, back.first_SK.to(sum_MD.dtype))
@@ -210,12 +196,6 @@ def exchange_counts(send: Tensor, ep: Group) -> tuple[list[int], list[int]]:
     arrived = ep.all_to_all(send, each, each, "moe.counts")
     sent, came = torch.stack([send, arrived]).tolist()
     return sent, came
-
-
-def sort_pairs(ids_TK: Tensor, placement: Placement) -> tuple[Tensor, Tensor]:
-    """order_N: pairs t*K + k by local expert, in the tokens' order, those elsewhere last. counts_e:
-    pairs of each local expert."""
-    return sort_by_expert(placement.local_E[ids_TK.flatten()], placement.num_local)
 
 
 def weighted_sum(y_RD: Tensor, position_TK: Tensor, weights_TK: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Attention over a paged cache: grouped heads, sinks, sliding window. The torch reference.
+"""Attention over a paged cache: grouped heads, sinks, sliding window. Heads are local.
 
-Loops over sequences and blocks of queries, in float32 at least. Knows no rank: heads are local.
+The torch reference loops over sequences and blocks of queries, in float32 at least. Kernels are of
+two kinds: tpx_attention's, which turn, write and attend, and FlashAttention's own interface.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..batch import FULL, SLIDING, Batch, KVCache
 from .cpu import native
+from .kernel import Kernel
 
 QUERY_BLOCK = (
     512  # queries at a time, so that scores stay small; with a window so does what is read
@@ -24,8 +26,74 @@ def write_cache(k_TKD: Tensor, v_TKD: Tensor, cache: KVCache, slots_T: Tensor) -
         pages.view(-1, *pages.shape[2:]).index_copy_(0, slots_T, new.to(pages.dtype))
 
 
+def is_fused(kernel: Kernel) -> bool:
+    """Whether a kernel takes queries, keys and values together: see rope_attention."""
+    return hasattr(kernel, "rope_write_attention")
+
+
+def rope_attention(
+    qkv_TX: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    cache: KVCache,
+    batch: Batch,
+    window: int | None,
+    sinks_H: Tensor,
+    kernel: Kernel,
+) -> Tensor:
+    """o_THD of rows of query, key and value heads: turns, writes to the cache and attends.
+
+    The batch was ready before any launch that may still run, so a kernel may read it early.
+    """
+    kind = FULL if window is None else SLIDING
+    write = cos, sin, batch.slots_T[kind], cache.k, cache.v
+    tables_BN, lengths_B = batch.tables_BN[kind], batch.lengths_B
+    if batch.decode:
+        lookup = tables_BN, lengths_B, sinks_H, window
+        o_THD: Tensor = kernel.rope_write_attention(qkv_TX, *write, *lookup, True)
+        return o_THD
+    q_THD = kernel.rope_write(qkv_TX, *write)
+    places = batch.starts_B, lengths_B, tables_BN
+    o_THD = kernel.prefill_attention(q_THD, cache.k, cache.v, *places, sinks_H, window)
+    return o_THD
+
+
+def flash_attention(
+    q_THD: Tensor,
+    cache: KVCache,
+    batch: Batch,
+    window: int | None,
+    sinks_H: Tensor,
+    kernel: Kernel,
+) -> Tensor:
+    """`attention` by FlashAttention's `flash_attn_varlen_func` with a block table and sinks
+    (`s_aux`), as kernels-community/vllm-flash-attn3 has it."""
+    tables_BN = batch.tables_BN[FULL if window is None else SLIDING]
+    page = cache.k.shape[1]
+    o_THD: Tensor = kernel.flash_attn_varlen_func(
+        q_THD,
+        cache.k,
+        cache.v,
+        max_seqlen_q=1 if batch.decode else q_THD.shape[0],
+        cu_seqlens_q=batch.starts_B,
+        max_seqlen_k=tables_BN.shape[1] * page,
+        seqused_k=batch.lengths_B,
+        softmax_scale=q_THD.shape[-1] ** -0.5,
+        causal=True,
+        window_size=(-1, -1) if window is None else (window - 1, 0),
+        block_table=tables_BN.clamp(min=0),  # pages that left the window are masked, but read
+        s_aux=sinks_H,
+    )
+    return o_THD
+
+
 def attention(
-    q_THD: Tensor, cache: KVCache, batch: Batch, window: int | None, sinks_H: Tensor
+    q_THD: Tensor,
+    cache: KVCache,
+    batch: Batch,
+    window: int | None,
+    sinks_H: Tensor,
+    kernel: Kernel = None,
 ) -> Tensor:
     """o_THD: each query over the keys of its own sequence up to its own position.
 
@@ -34,6 +102,8 @@ def attention(
     all of them. sinks_H: a logit a head that takes its share of the softmax and gives no value
     (arXiv 2508.10925). Scores are scaled by 1/sqrt(D).
     """
+    if kernel is not None and q_THD.shape[0]:
+        return flash_attention(q_THD, cache, batch, window, sinks_H, kernel)
     tables_BN = batch.tables_BN[FULL if window is None else SLIDING]
     if (fast := native(q_THD, cache.k, cache.v, sinks_H)) is not None:
         places = tables_BN, batch.starts_B, batch.lengths_B

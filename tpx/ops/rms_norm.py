@@ -1,4 +1,4 @@
-"""Root mean square normalisation (arXiv 1910.07467): the torch reference."""
+"""Root mean square normalisation (arXiv 1910.07467), alone and with the sum before it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .cpu import native
+from .kernel import Kernel
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -18,3 +19,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (weight * (wide * scale)).to(x.dtype)
+
+
+def residual_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, kernel: Kernel = None
+) -> tuple[Tensor, Tensor]:
+    """(residual + x, rms_norm of that)."""
+    if kernel is not None:
+        total, normed = kernel.residual_norm(x, residual, weight, eps)
+        return total, normed
+    total = residual + x
+    return total, rms_norm(total, weight, eps)

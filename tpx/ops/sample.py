@@ -11,6 +11,8 @@ import struct
 
 import torch
 
+from .kernel import Kernel
+
 # B: rows drawn, V: vocabulary.
 
 
@@ -26,12 +28,21 @@ def sample(
     top_k_B: torch.Tensor,
     top_p_B: torch.Tensor,
     u_B: torch.Tensor,
+    any_top_k: bool = True,
+    any_top_p: bool = True,
+    kernel: Kernel = None,
 ) -> torch.Tensor:
     """-> ids_B, int64. temperature 0: the likeliest token, of equal ones the lowest id.
 
     Otherwise temperature, then top-k, then top-p (float64 temperature_B, top_p_B, u_B; int64
-    top_k_B, 0 keeps all), and the inverse of the cumulative distribution at u.
+    top_k_B, 0 keeps all), and the inverse of the cumulative distribution at u. any_top_k,
+    any_top_p: whether a row may have one.
     """
+    if kernel is not None:
+        drawn_B: torch.Tensor = kernel.sample(
+            logits_BV, temperature_B, top_k_B, top_p_B, u_B, any_top_k, any_top_p
+        )
+        return drawn_B
     ids_B = logits_BV.argmax(-1)
     (drawn,) = torch.nonzero(temperature_B > 0, as_tuple=True)
     if len(drawn):

@@ -17,6 +17,7 @@ from .types import RankPlan, Shard
 ALIGNMENT = 512  # bytes; of what CUDA's own allocator gives, and of a direct read of any disk
 HELD_BYTES = {**ITEM_BYTES, "float64": 8}  # a model may be held in it, to compare others with
 NOTHING: Mapping[str, int] = MappingProxyType({})
+JOINED = ("q_proj", "k_proj", "v_proj")  # modules whose rows lie one behind the other: one product
 
 
 class Slot(NamedTuple):
@@ -29,17 +30,28 @@ class Slot(NamedTuple):
 def slots(rank_plan: RankPlan, dtype: str, packed: Mapping[str, int] = NOTHING) -> dict[str, Slot]:
     """A slot for each parameter, in the order in which the files are read; tied ones have none.
 
-    dtype: what the model computes in, as config.json says it. packed: bytes of the parameters that
-    an operation packs after they are read; a slot holds what is read, too.
+    Those of JOINED follow the first of them, without a gap. dtype: what the model computes in, as
+    config.json says it. packed: bytes of the parameters that an operation packs after they are
+    read; a slot holds what is read, too.
     """
     shards = {name: s for name, s in rank_plan.shards.items() if s.tied_to is None}
     found, end = dict[str, Slot](), 0
     for name in sorted(shards, key=lambda name: file_order(shards[name])):
-        begin = -(-end // ALIGNMENT) * ALIGNMENT
-        nbytes = max(final_bytes(shards[name], dtype), packed.get(name, 0))
-        found[name] = Slot(begin, nbytes)
-        end = begin + nbytes
+        run = [each for each in joins(name) if each in shards]
+        if run[0] != name:
+            continue  # it follows the first
+        end = -(-end // ALIGNMENT) * ALIGNMENT
+        for each in run:
+            found[each] = Slot(end, max(final_bytes(shards[each], dtype), packed.get(each, 0)))
+            end += found[each].nbytes
     return found
+
+
+def joins(name: str) -> list[str]:
+    """The parameters that lie one behind the other with this one, in that order."""
+    owner, _, leaf = name.rpartition(".")
+    above, _, module = owner.rpartition(".")
+    return [f"{above}.{each}.{leaf}" for each in JOINED] if module in JOINED else [name]
 
 
 def arena_nbytes(slots: Mapping[str, Slot]) -> int:

@@ -62,7 +62,7 @@ def rope_write(
     """
     kv, width = k_cache.shape[2:]
     heads = qkv_TX.shape[1] // width - 2 * kv
-    parts = qkv_TX.view(len(qkv_TX), -1, width).split((heads, kv, kv), 1)
+    parts = qkv_TX.view(len(qkv_TX), heads + 2 * kv, width).split((heads, kv, kv), 1)
     k_TKD = rope(parts[1], cos, sin)
     kept = slots_T >= 0
     for new, cache in ((k_TKD, k_cache), (parts[2], v_cache)):

@@ -1,0 +1,66 @@
+"""Tries the chosen kernels on the device, before a model is loaded: one that is wrong does not run.
+
+What a package's `self_test` measures is compared with its own BOUND. Kernels without one, of other
+publishers, are taken at their word; how experts are unpacked is tried when they are packed.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+from .choice import Choice
+from .loaded import Loaded
+
+LOG = logging.getLogger("tpx")
+TESTED = ("attention", "linear", "sample")  # and the words that begin the names of their tests:
+WORDS = {"linear": ("linear",), "sample": ("sample",)}  # all else is attention's
+
+
+class Shapes(NamedTuple):
+    """What one rank runs. linears: (outputs, inputs) of its dense layers."""
+
+    linears: tuple[tuple[int, int], ...]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    page: int
+    window: int
+    dtype: torch.dtype
+
+
+def prove(loaded: Loaded, device: torch.device, shapes: Shapes) -> Loaded:
+    """Without the kernels whose error is above their bound, each of which is logged."""
+    chosen, modules, found = [], dict(loaded.modules), dict[ModuleType, dict[str, float]]()
+    for choice in loaded.chosen.choices:
+        module = modules.get(choice.operation)
+        if module is not None and choice.operation in TESTED and hasattr(module, "self_test"):
+            if module not in found:
+                found[module] = errors(module, device, shapes)
+            worst = found[module].get(choice.operation, 0.0)
+            if not worst <= module.BOUND:
+                del modules[choice.operation]
+                choice = refuse(choice, worst, module.BOUND)
+        chosen.append(choice)
+    return Loaded(replace(loaded.chosen, choices=tuple(chosen)), modules)
+
+
+def errors(module: ModuleType, device: torch.device, shapes: Shapes) -> dict[str, float]:
+    """The largest error of each operation; NaN where one was."""
+    told = module.self_test(device, *shapes)
+    worst = dict[str, float]()
+    for name, error in told.items():
+        operation = next((o for o, words in WORDS.items() if name.startswith(words)), "attention")
+        before = worst.get(operation, 0.0)
+        worst[operation] = error if not error <= before else before
+    return worst
+
+
+def refuse(choice: Choice, error: float, bound: float) -> Choice:
+    reason = f"{choice.repo} {choice.version} is off by {error:.2g} on this GPU, at most {bound:g}"
+    LOG.warning("kernels for %s: off, %s", choice.operation, reason)
+    return Choice(choice.operation, "off", "", "", "", reason)

@@ -1,0 +1,79 @@
+"""Experts in a kernel's layout, and the calls of that kernel. Knows tpx_moe's functions alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..mxfp4 import BLOCK
+from ..ops.kernel import Kernel
+from ..ops.route import Routing
+from ..read import Memory
+
+MATRICES = {"gate_up_proj": True, "down_proj": False}  # whether rows are pairs of gate and up
+
+
+class PackedExperts:
+    """matrices: gate_up and down, as `pack` gives them. constants: alpha and limit of SwiGLU, and
+    slot_E, see Placement."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        matrices: Sequence[Any],
+        biases: tuple[Tensor, Tensor | None],
+        constants: tuple[float, float, Tensor | None],
+    ):
+        self._kernel = kernel
+        sizes = matrices[0].columns, matrices[1].columns
+        safe = unpacks_safely(kernel, biases[0].device, *sizes, biases[0].dtype)
+        self.held = kernel.Experts(*matrices, *biases, *constants, safe)
+
+    def sum(self, x_PD: Tensor, routing: Routing) -> Tensor:
+        """sum_PD over the experts that are here, weighted."""
+        ids_PK, weights_PK = routing
+        y_SND = self._kernel.experts(x_PD, ids_PK, self.held)
+        sum_PD: Tensor = self._kernel.reduce(y_SND, ids_PK, weights_PK, self.held.slot_E)
+        return sum_PD
+
+    def add(
+        self, x_PD: Tensor, routing: Routing, residual_PD: Tensor, norm_D: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(residual + sum(x, routing), rms_norm of that), in one launch after the experts."""
+        ids_PK, weights_PK = routing
+        y_SND = self._kernel.experts(x_PD, ids_PK, self.held)
+        terms = residual_PD, norm_D, eps, self.held.slot_E
+        total, normed = self._kernel.reduce_residual_norm(y_SND, ids_PK, weights_PK, *terms)
+        return total, normed
+
+
+def packed_nbytes(kernel: Kernel, shape: Sequence[int]) -> tuple[int, int]:
+    """Bytes of the codes and of the scales of blocks [e, rows, columns / 32, 16]."""
+    e, rows, groups, _ = shape
+    codes, scales = kernel.packed_nbytes(rows, groups * BLOCK)
+    return e * codes, e * scales
+
+
+def pack(kernel: Kernel, memory: Memory, name: str, blocks: Tensor, scales: Tensor) -> Any:
+    """The matrix in the kernel's layout, in the slots of its blocks and scales."""
+    e, sizes = blocks.shape[0], packed_nbytes(kernel, blocks.shape)
+    slots = [memory.slot(f"{name}_{part}") for part in ("blocks", "scales")]
+    places = [slot[:size].view(e, size // e) for slot, size in zip(slots, sizes, strict=True)]
+    codes = memory.scratch[: sizes[0]].view_as(places[0])
+    packed = kernel.pack(blocks, scales, MATRICES[name], (codes, torch.empty_like(places[1])))
+    places[0].copy_(packed.codes)
+    places[1].copy_(packed.scales)
+    return packed._replace(codes=places[0], scales=places[1])
+
+
+@functools.cache
+def unpacks_safely(
+    kernel: Kernel, device: torch.device, hidden: int, units: int, dtype: torch.dtype
+) -> bool:
+    """Whether the kernel is to unpack elementwise: it has tried its fast way on the device."""
+    safe: bool = kernel.self_test(device, hidden, units, dtype).safe
+    return safe
