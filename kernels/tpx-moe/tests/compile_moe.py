@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent / "torch-ext"))
 
 import triton
-from tpx_moe import configs, gemm_kernels, reduce_kernels, route_kernels
+from tpx_moe import configs, gemm_kernels, pack_kernels, reduce_kernels, route_kernels
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -25,9 +25,9 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 WIDTH = 2880
 SIXTEENS = {"rows", "x_stride", "out_stride", "split_stride", "y_stride"}  # are multiples of 16
 FLOATS = {"alpha", "limit", "eps"}
-INTEGERS = {"pairs", "experts", "top_k", "tokens"} | SIXTEENS
+INTEGERS = {"pairs", "experts", "top_k", "tokens", "columns", "granules", "stride"} | SIXTEENS
 WORDS = {"codes": "i16", "scales": "i32", "ids": "i32", "slots": "i32", "order": "i32"}
-WORDS |= {"starts": "i32"}
+WORDS |= {"starts": "i32", "blocks": "u8", "packed": "u8"}
 
 
 def compiled(
@@ -107,6 +107,8 @@ def others(capability: int, dtype: str) -> list[dict[str, Any]]:
             },
         ),
     }
+    layout = {"PLACES": pack_kernels.CODE, "TILE": 64, "PARTS": 4, "WORDS": 16}
+    jobs["pack"] = (pack_kernels.pack_kernel, 4, {"PAIRS": True, **layout})
     if capability >= 80:  # below, tokens are routed one by one
         many = {**every, **norm, "ROWS": 16, "EXPERTS": 32, "BLOCK": 256}
         jobs["route"] = (route_kernels.route_kernel, 4, many)

@@ -49,6 +49,18 @@ def test_pack_writes_into_the_memory_that_it_is_given():
     assert torch.equal(packed.codes, pack(blocks, bytes_, True).codes)
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (96, 32), (2, 160), (144, 96)])
+def test_the_kernel_packs_as_torch_does(rows, columns, pairs):
+    pack_codes = pytest.importorskip("tpx_moe.pack_kernels", reason="needs triton").pack_codes
+    blocks, bytes_ = checkpoint(2, rows, columns)
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    right = pack(blocks, bytes_, pairs).codes
+    found = torch.full_like(right, 255, device=where)
+    pack_codes(blocks.to(where), pairs, found)
+    assert torch.equal(found.cpu(), right)
+
+
 def test_the_sizes_of_gpt_oss():
     assert packed_nbytes(5760, 2880) == (5760 * 1440, 5760 * 92)
     assert packed_nbytes(2880, 2880) == (2880 * 1440, 2880 * 92)

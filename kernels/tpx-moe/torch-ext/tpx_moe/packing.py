@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import device
 from .layout import BLOCK, FOLD, FOLDS, PARTS, PLACES, TILE, WORDS, packed_shape, row_order
 
 
@@ -30,8 +31,7 @@ def pack(
     v1.0, the lower nibble first), packed. `pairs`: rows alternate between gate and up.
 
     Writes into `out` (codes [e, code_bytes], scales [e, scale_bytes]) where it is given, which must
-    not share memory with the inputs. One expert at a time; looks once at all scales, so it waits
-    for the device.
+    not share memory with the inputs. Looks once at all scales, so it waits for the device.
     """
     experts, rows, groups, half = blocks.shape
     assert half * 2 == BLOCK, f"{half} bytes a block, not {BLOCK // 2}"
@@ -47,9 +47,14 @@ def pack(
     assert bytes_.shape == (experts, shape.scale_bytes), f"{tuple(bytes_.shape)=} {shape=}"
     exact = bool(((scales < FOLDS[0]) | (scales > FOLDS[1])).any())
     order = torch.tensor(row_order(pairs), device=blocks.device)
-    for e in range(experts):
-        codes[e] = _pack_codes(blocks[e], shape.tiles, shape.granules, order)
-        bytes_[e] = _pack_scales(scales[e], shape.tiles, shape.pairs, order, exact)
+    if device.available(blocks.device, torch.float16):
+        from .pack_kernels import pack_codes
+
+        pack_codes(blocks.contiguous(), pairs, codes)
+    else:
+        for e in range(experts):
+            codes[e] = _pack_codes(blocks[e], shape.tiles, shape.granules, order)
+    bytes_.copy_(_pack_scales(scales, shape.tiles, shape.pairs, order, exact))
     return Packed(codes, bytes_, rows, groups * BLOCK, pairs, exact)
 
 
@@ -86,14 +91,15 @@ def _pack_codes(blocks: Tensor, tiles: int, granules: int, order: Tensor) -> Ten
 
 
 def _pack_scales(scales: Tensor, tiles: int, pairs: int, order: Tensor, exact: bool) -> Tensor:
-    rows, groups = scales.shape
+    """[e, scale_bytes] of scales [e, rows, groups]."""
+    experts, rows, groups = scales.shape
     fill = 127
-    bytes_ = scales.new_full((tiles * TILE, pairs * PARTS), fill)
-    bytes_[:rows, :groups] = scales
+    bytes_ = scales.new_full((experts, tiles * TILE, pairs * PARTS), fill)
+    bytes_[:, :rows, :groups] = scales
     if not exact:
         bytes_ += FOLD
-    bytes_ = _reorder(bytes_.view(tiles, TILE, pairs, PARTS), order)
-    return bytes_.permute(0, 2, 1, 3).contiguous().flatten()
+    bytes_ = _reorder(bytes_.view(experts * tiles, TILE, pairs, PARTS), order)
+    return bytes_.permute(0, 2, 1, 3).reshape(experts, tiles * pairs * TILE * PARTS)
 
 
 def _reorder(values: Tensor, order: Tensor) -> Tensor:
