@@ -91,16 +91,27 @@ class Decoder(nn.Module):
         self.rope_factor = attention_factor(spec.rope)
         frequencies = rope_frequencies(spec.rope, spec.head_dim)
         self.register_buffer("rope_frequencies", frequencies, persistent=False)
+        self.positions = spec.max_position_embeddings if kernels else 0
+        self.rope: tuple[Tensor, Tensor] | None = None  # of all positions
 
     def prepare(self) -> None:
-        """Moves what no checkpoint holds to the parameters' device, once after loading."""
-        self.rope_frequencies = self.rope_frequencies.to(self.norm.weight.device)
+        """Moves what no checkpoint holds to the parameters' device, once after loading; computes
+        the rope tables where looking them up saves launches."""
+        where, dtype = self.norm.weight.device, self.norm.weight.dtype
+        self.rope_frequencies = self.rope_frequencies.to(where)
+        if self.positions:
+            every = torch.arange(self.positions, device=where)
+            self.rope = rope_tables(every, self.rope_frequencies, self.rope_factor, dtype)
+
+    def _rope(self, positions_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if self.rope is None:
+            return rope_tables(positions_T, self.rope_frequencies, self.rope_factor, dtype)
+        cos, sin = self.rope
+        return cos.index_select(0, positions_T), sin.index_select(0, positions_T)
 
     def forward(self, batch: Batch, caches: Sequence[KVCache]) -> Tensor:
         x_TD = self.embed_tokens(batch.ids_T)
-        cos, sin = rope_tables(
-            batch.positions_T, self.rope_frequencies, self.rope_factor, x_TD.dtype
-        )
+        cos, sin = self._rope(batch.positions_T, x_TD.dtype)
         layers = cast(Sequence[DecoderLayer], self.layers)
         norms = [*(layer.input_layernorm for layer in layers), self.norm]
         h_TD = norms[0](x_TD)

@@ -9,11 +9,14 @@ from .cpu import native
 from .kernel import Kernel
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, kernel: Kernel = None) -> Tensor:
     """x / sqrt(mean(x**2) + eps) * weight over the last dimension.
 
     All of it, the weight too, in float32 at least, rounded once to x's dtype.
     """
+    if kernel is not None:
+        normed: Tensor = kernel.residual_norm(x, None, weight, eps)[1]
+        return normed
     if (fast := native(x, weight)) is not None:
         return fast.rms_norm(x, weight, eps)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -214,10 +214,11 @@ def test_residual_and_norm():
     case = layer(3, 96, 0, 2, 1)
     x = torch.randn(3, 96)
     norm = case.router.norm_D
-    found = launch.residual_norm(x, case.x, norm, 1e-5, False)
-    expected = reference.residual_norm(x, case.x, norm, 1e-5)
-    assert distance(found[0], expected[0]) < 1e-6
-    assert distance(found[1], expected[1]) < 1e-6
+    for residual in (case.x, None):
+        found = launch.residual_norm(x, residual, norm, 1e-5, False)
+        expected = reference.residual_norm(x, residual, norm, 1e-5)
+        assert distance(found[0], expected[0]) < 1e-6
+        assert distance(found[1], expected[1]) < 1e-6
 
 
 def test_inputs_that_are_not_contiguous():

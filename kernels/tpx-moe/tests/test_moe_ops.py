@@ -93,6 +93,7 @@ def test_ops_are_registered_with_fakes():
         (OPS.experts_sorted, (case.x, torch.tensor([1, 1, 0, 1]), *_experts(case.held))),
         (OPS.reduce, (y, ids, weights, None, case.x, norm, 1e-5)),
         (OPS.residual_norm, (case.x, case.x, norm, 1e-5)),
+        (OPS.residual_norm, (case.x, None, norm, 1e-5)),
     ):
         checks = ("test_schema", "test_faketensor")
         torch.library.opcheck(op.default, arguments, test_utils=checks)

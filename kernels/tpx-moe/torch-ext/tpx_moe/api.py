@@ -80,9 +80,10 @@ def reduce_residual_norm(
 
 
 def residual_norm(
-    x_TD: Tensor, residual_TD: Tensor, norm_D: Tensor, eps: float = 1e-5
+    x_TD: Tensor, residual_TD: Tensor | None, norm_D: Tensor, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
-    """(out_TD, h_TD): residual + x, rounded once to residual's dtype, and rms_norm(out)."""
+    """(out_TD, h_TD): residual + x, rounded once to residual's dtype (x, where there is none), and
+    rms_norm(out)."""
     return ops.residual_norm(x_TD, residual_TD, norm_D, eps)
 
 

@@ -192,9 +192,10 @@ def reduce(
 
 
 def residual_norm(
-    x: Tensor, residual: Tensor, norm: Tensor, eps: float, dependent: bool
+    x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, dependent: bool
 ) -> tuple[Tensor, Tensor]:
-    out, h = (residual.new_empty(residual.shape) for _ in range(2))
+    like = x if residual is None else residual
+    out, h = (like.new_empty(like.shape) for _ in range(2))
     _reduce(x.contiguous()[None], None, None, residual, norm, out, h, eps, dependent)
     return out, h
 

@@ -99,7 +99,7 @@ def _(y, ids, weights, slots, residual, norm, eps):
     return out, out.new_empty(0) if norm is None else torch.empty_like(out)
 
 
-@_define("residual_norm", "Tensor x, Tensor residual, Tensor norm, float eps", "(Tensor, Tensor)")
+@_define("residual_norm", "Tensor x, Tensor? residual, Tensor norm, float eps", "(Tensor, Tensor)")
 def residual_norm(x, residual, norm, eps):
     if _runs(x):
         return launch.residual_norm(x, residual, norm, eps, _mode(x).dependent)
@@ -108,7 +108,8 @@ def residual_norm(x, residual, norm, eps):
 
 @residual_norm.register_fake
 def _(x, residual, norm, eps):
-    return residual.new_empty(residual.shape), residual.new_empty(residual.shape)
+    like = x if residual is None else residual
+    return like.new_empty(like.shape), like.new_empty(like.shape)
 
 
 def _runs(x) -> bool:

@@ -118,9 +118,11 @@ def reduce(
     return out, out if norm is None else rms_norm(out, norm, eps)
 
 
-def residual_norm(x: Tensor, residual: Tensor, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def residual_norm(
+    x: Tensor, residual: Tensor | None, norm: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     """x + residual, rounded once to residual's dtype, and its rms_norm."""
-    out = (x.float() + residual.float()).to(residual.dtype)
+    out = x.clone() if residual is None else (x.float() + residual.float()).to(residual.dtype)
     return out, rms_norm(out, norm, eps)
 
 
