@@ -7,6 +7,7 @@ publishers, are taken at their word; how experts are unpacked is tried when they
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from types import ModuleType
 from typing import NamedTuple
@@ -42,7 +43,7 @@ def prove(loaded: Loaded, device: torch.device, shapes: Shapes) -> Loaded:
             if module not in found:
                 found[module] = errors(module, device, shapes)
             worst = found[module].get(choice.operation, 0.0)
-            if not worst <= module.BOUND:
+            if worst > module.BOUND:
                 del modules[choice.operation]
                 choice = refuse(choice, worst, module.BOUND)
         chosen.append(choice)
@@ -50,13 +51,13 @@ def prove(loaded: Loaded, device: torch.device, shapes: Shapes) -> Loaded:
 
 
 def errors(module: ModuleType, device: torch.device, shapes: Shapes) -> dict[str, float]:
-    """The largest error of each operation; NaN where one was."""
+    """The largest error of each operation; infinity where one is not a number."""
     told = module.self_test(device, *shapes)
     worst = dict[str, float]()
     for name, error in told.items():
         operation = next((o for o, words in WORDS.items() if name.startswith(words)), "attention")
-        before = worst.get(operation, 0.0)
-        worst[operation] = error if not error <= before else before
+        error = math.inf if math.isnan(error) else error
+        worst[operation] = max(worst.get(operation, 0.0), error)
     return worst
 
 
