@@ -291,7 +291,8 @@ def shapes(rank_plan: RankPlan, dtype: torch.dtype) -> Shapes:
     width, hidden = spec.head_dim, spec.hidden_size
     head = cuts["V" if spec.tie_word_embeddings else "V_head"].size
     linears = ((heads + 2 * kv_heads) * width, hidden), (hidden, heads * width), (head, hidden)
-    return Shapes(linears, heads, kv_heads, width, PAGE, spec.sliding_window, dtype)
+    sizes = heads, kv_heads, width, PAGE, spec.sliding_window, hidden, cuts["I"].size
+    return Shapes(linears, *sizes, dtype)
 
 
 def step_tokens(prompts: Sequence[Sequence[int]], most: int = STEP_TOKENS) -> int:

@@ -1,7 +1,7 @@
 """Tries the chosen kernels on the device, before a model is loaded: one that is wrong does not run.
 
 What a package's `self_test` measures is compared with its own BOUND. Kernels without one, of other
-publishers, are taken at their word; how experts are unpacked is tried when they are packed.
+publishers, are taken at their word. How experts are unpacked is tried, too, while there is memory.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..moe.packed import unpacks_safely
 from .choice import Choice
 from .loaded import Loaded
 
@@ -23,7 +24,8 @@ WORDS = {"linear": ("linear",), "sample": ("sample",)}  # all else is attention'
 
 
 class Shapes(NamedTuple):
-    """What one rank runs. linears: (outputs, inputs) of its dense layers."""
+    """What one rank runs. linears: (outputs, inputs) of its dense layers. hidden, units: of an
+    expert here."""
 
     linears: tuple[tuple[int, int], ...]
     heads: int
@@ -31,6 +33,8 @@ class Shapes(NamedTuple):
     head_dim: int
     page: int
     window: int
+    hidden: int
+    units: int
     dtype: torch.dtype
 
 
@@ -47,12 +51,15 @@ def prove(loaded: Loaded, device: torch.device, shapes: Shapes) -> Loaded:
                 del modules[choice.operation]
                 choice = refuse(choice, worst, module.BOUND)
         chosen.append(choice)
+    if "experts" in modules:
+        unpacks_safely(modules["experts"], device, shapes.hidden, shapes.units, shapes.dtype)
     return Loaded(replace(loaded.chosen, choices=tuple(chosen)), modules)
 
 
 def errors(module: ModuleType, device: torch.device, shapes: Shapes) -> dict[str, float]:
     """The largest error of each operation; infinity where one is not a number."""
-    told = module.self_test(device, *shapes)
+    linears, *sizes, _, _, dtype = shapes
+    told = module.self_test(device, linears, *sizes, dtype)
     worst = dict[str, float]()
     for name, error in told.items():
         operation = next((o for o, words in WORDS.items() if name.startswith(words)), "attention")

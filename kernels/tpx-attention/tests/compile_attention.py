@@ -67,7 +67,7 @@ def kernels(dependent: bool):
     ids = {"CHUNK": 2048, **end}
     yield "peaks", sample_kernels.peaks, ids, 4, 1
     chunk = {"CHUNKS": 128, **ids}
-    yield "search", sample_kernels.search, {"BY_MASS": True, "DIGIT": 3, **ids}, 4, 1
+    yield "search", sample_kernels.search, {"BY_MASS": True, "FIRST": False, **ids}, 4, 1
     yield "tally", sample_kernels.tally, {"BY_MASS": True, "BY_COUNT": False, **chunk}, 4, 1
     yield "draw", sample_kernels.draw, chunk, 4, 1
 

@@ -80,8 +80,8 @@ def launch_sample(
         states = (lows, aboves, parts[by_mass], keys, ties, kept)
         for digit in range(8 if by_mass or any_top_k else 0):
             kernels.search[grid](
-                logits_BV, *wanted, tops, *states, vocabulary, rows,
-                BY_MASS=by_mass, DIGIT=digit, **options,
+                logits_BV, *wanted, tops, *states, vocabulary, rows, digit,
+                BY_MASS=by_mass, FIRST=digit == 0, **options,
             )  # fmt: skip
         kernels.tally[grid](
             logits_BV, *wanted, peaks, tops, *states, masses, equals, vocabulary, rows, chunks,

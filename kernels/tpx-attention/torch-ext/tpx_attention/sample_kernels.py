@@ -96,7 +96,7 @@ def peaks(
     tl.store(firsts_ptr + at, tl.min(tl.where((x == peak) & (ids < V), ids, V), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["digit"])
 def search(
     logits_ptr,
     temperature_ptr,
@@ -111,12 +111,13 @@ def search(
     kept_ptr,
     V,
     B,
+    digit,
     CHUNK: tl.constexpr,
     BY_MASS: tl.constexpr,
-    DIGIT: tl.constexpr,
+    FIRST: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Measures one digit's ranges: counts for top-k, masses for top-p.
+    """Measures one digit's ranges: counts for top-k, masses for top-p. FIRST: digit is 0.
 
     parts_ptr [DIGITS, B, 16], zero before the first; lows_ptr, aboves_ptr [DIGITS, B]: where a
     digit's ranges begin, how much lies above them.
@@ -137,27 +138,26 @@ def search(
     x, ids = _chunk(logits_ptr, row, V, CHUNK)
     low = tl.zeros([], tl.int64)
     above = tl.zeros([], tl.int64)
-    if DIGIT > 0:
+    if not FIRST:
         goal = tl.minimum(top_k, V).to(tl.int64)
         if BY_MASS:
             goal = _goal(row, keys_ptr, ties_ptr, kept_ptr, top_p, peak, temperature)
-        at = (DIGIT - 1) * B + row
+        at = (digit - 1) * B + row
         low, above = tl.load(lows_ptr + at), tl.load(aboves_ptr + at)
-        low, above = _narrow(low, above, parts_ptr, at, goal, 32 - 4 * DIGIT)
+        low, above = _narrow(low, above, parts_ptr, at, goal, 32 - 4 * digit)
     if tl.program_id(1) == 0:
-        tl.store(lows_ptr + DIGIT * B + row, low)
-        tl.store(aboves_ptr + DIGIT * B + row, above)
-    SHIFT: tl.constexpr = 28 - 4 * DIGIT
-    digit = (_key(x) - low) >> SHIFT
-    asked = (ids < V) & (digit >= 0) & (digit < 16)
+        tl.store(lows_ptr + digit * B + row, low)
+        tl.store(aboves_ptr + digit * B + row, above)
+    range_ = (_key(x) - low) >> (28 - 4 * digit)
+    asked = (ids < V) & (range_ >= 0) & (range_ < 16)
     if tl.max(asked.to(tl.int32), 0) > 0:
         if BY_MASS:
             amount = tl.where(asked, _mass(x, peak, temperature), 0)
         else:
             amount = asked.to(tl.int32)
         for j in tl.static_range(15):  # nothing in question lies above the last
-            part = tl.sum(tl.where(digit > j, amount, 0), 0).to(tl.int64)
-            tl.atomic_add(parts_ptr + (DIGIT * B + row) * 16 + j, part, sem="relaxed")
+            part = tl.sum(tl.where(range_ > j, amount, 0), 0).to(tl.int64)
+            tl.atomic_add(parts_ptr + (digit * B + row) * 16 + j, part, sem="relaxed")
 
 
 @triton.jit

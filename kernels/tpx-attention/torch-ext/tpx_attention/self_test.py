@@ -6,12 +6,17 @@ what it computes before it is trusted.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 
 from . import attention, linear, reference
 from .sample import sample
 
+ROWS = (1, 2, 3, 4, 8, 16)
 BOUND = 1e-2  # |got - expected| / |expected| of bfloat16 or float16 results; NaN is never below
 
 
@@ -29,17 +34,26 @@ def self_test(
 
     linears: (outputs, inputs) of the layers that will run, each with 1 to 16 rows.
     """
-    make = torch.Generator(device).manual_seed(0)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=make, device=device).to(dtype)
-
-    errors = {f"linear_decode {n}x{k}": _linear(random, n, k) for n, k in linears}
-    for kind in (None, window):
-        for name, wrong in _attention(random, heads, kv, width, page, kind).items():
+    jobs: list[Callable[..., dict[str, float]]] = [
+        functools.partial(_attention, heads=heads, kv=kv, width=width, page=page, window=kind)
+        for kind in (None, window)
+    ]
+    jobs.append(_sample)
+    for n, k in linears:
+        weight_NK = _random(device, dtype, 1)(n, k)
+        jobs += [functools.partial(_linear, weight_NK=weight_NK, rows=rows) for rows in ROWS]
+    errors: dict[str, float] = {}
+    with ThreadPoolExecutor() as pool:  # most of the time is the compiler's
+        found = pool.map(lambda job: job(_random(device, dtype)), jobs)
+        for name, wrong in (pair for each in found for pair in each.items()):
             errors[name] = max(errors.get(name, 0.0), wrong, key=_nan_last)
-    errors["sample"] = _sample(random)
     return errors
+
+
+def _random(device: torch.device, dtype: torch.dtype, seed: int = 0) -> Callable[..., Tensor]:
+    """Normal numbers of a shape, the same ones in every run."""
+    make = torch.Generator(device).manual_seed(seed)
+    return lambda *shape: torch.randn(shape, generator=make, device=device).to(dtype)
 
 
 def _nan_last(x: float) -> float:
@@ -50,17 +64,18 @@ def _error(got: Tensor, expected: Tensor) -> float:
     return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
-def _linear(random, n: int, k: int) -> float:
-    x_TK, weight_NK, norm_K = random(16, k), random(n, k), random(k)
-    found = []
-    for rows in (1, 2, 3, 4, 8, 16):
-        terms = (random(n), random(rows, n), norm_K)
-        got = linear.linear_decode(x_TK[:rows], weight_NK, *terms)
-        found.append(_error(got, reference.linear_decode(x_TK[:rows], weight_NK, *terms)))
-    return max(found, key=_nan_last)
+def _linear(random, weight_NK: Tensor, rows: int) -> dict[str, float]:
+    n, k = weight_NK.shape
+    terms = (random(n), random(rows, n), random(k))
+    x_TK = random(rows, k)
+    got = linear.linear_decode(x_TK, weight_NK, *terms)
+    wrong = _error(got, reference.linear_decode(x_TK, weight_NK, *terms))
+    return {f"linear_decode {n}x{k}": wrong}
 
 
-def _attention(random, heads: int, kv: int, width: int, page: int, window) -> dict[str, float]:
+def _attention(
+    random, heads: int, kv: int, width: int, page: int, window: int | None
+) -> dict[str, float]:
     """Two sequences, of 700 and 1 positions, in pages that run backwards."""
     lengths = [700, 1]
     pages = -(-700 // page)
@@ -90,7 +105,7 @@ def _attention(random, heads: int, kv: int, width: int, page: int, window) -> di
     }
 
 
-def _sample(random) -> float:
+def _sample(random) -> dict[str, float]:
     """The share of draws that differ."""
     logits_BV = random(6, 5000).float() * 3
     where = {"device": logits_BV.device, "dtype": torch.float64}
@@ -98,4 +113,4 @@ def _sample(random) -> float:
     top_k = torch.tensor([0, 0, 50, 0, 1000, 1], device=logits_BV.device)
     top_p = torch.tensor([1.0, 1.0, 1.0, 0.9, 0.95, 0.5], **where)
     given = (logits_BV, temperature, top_k, top_p, torch.linspace(0.05, 0.95, 6, **where))
-    return float((sample(*given) != reference.sample(*given)).double().mean())
+    return {"sample": float((sample(*given) != reference.sample(*given)).double().mean())}
