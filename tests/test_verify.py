@@ -133,7 +133,7 @@ def test_no_numbers_and_faults_of_decoding_are_found(tiny):
     assert spoilt.fault[:4] == ("prefill", 0, "attention", "model.layers.0.self_attn")
     assert spoilt.error == spoilt.fault.error == math.inf
     assert doubled.fault[:5] == ("decode", 1, "experts", "model.layers.1.mlp", (0, 1))
-    assert doubled.fault.error == pytest.approx(1)
+    assert doubled.fault.error == pytest.approx(1, rel=1e-4)  # the residual is taken off again
 
 
 def test_the_first_layers_or_random_weights_stand_for_a_large_model(tmp_path):

@@ -45,11 +45,21 @@ class State(NamedTuple):
 def watch(model: nn.Module, phase: str, states: list[State]) -> Iterator[None]:
     """Every forward within adds its states to the list."""
 
-    def gave(name: str, module: nn.Module, args: Any, out: Tensor) -> None:
-        states.append(State(phase, MODULES[type(module)], name, out.clone()))
+    names = {module: name for name, module in model.named_modules()}
+
+    def gave(name: str, module: nn.Module, args: Any, out: Any) -> None:
+        kind = MODULES[type(module)]
+        if isinstance(module, MoELayer):  # it gives the norm that comes next, too
+            x_TD, normed_TD = out
+            states.append(State(phase, kind, name, x_TD - args[0]))
+            states.append(State(phase, "norm", names[args[3]], normed_TD.clone()))
+        else:
+            residual = args[1] if isinstance(module, Attention) else 0
+            states.append(State(phase, kind, name, out - residual))
 
     def routes(name: str, layer: MoELayer, args: Any) -> None:
-        logits = F.linear(args[0], layer.router.weight, layer.router.bias)
+        h_TD = args[2](args[0])  # `before`, whose own hook sees it
+        logits = F.linear(h_TD, layer.router.weight, layer.router.bias)
         states.append(State(phase, "router", f"{name}.router", logits, layer.top_k))
 
     handles = []
