@@ -23,8 +23,7 @@ from torch import nn
 from tpx.batch import Batch, KVCache
 from tpx.comm import Groups
 from tpx.kernels import Device, choose, load, read_wanted
-from tpx.kernels.proof import prove
-from tpx.llm import shapes
+from tpx.kernels.proof import prove, shapes
 from tpx.models.load import load_model
 from tpx.moe.layer import MoELayer
 from tpx.plan.buffers import PAGE

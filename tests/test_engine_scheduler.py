@@ -38,13 +38,13 @@ def test_a_request_gives_prompt_and_output_as_one_sequence():
 def test_a_request_ends_at_a_stop_token_or_at_its_limit(tokens, reason):
     one = Request(0, (1, 1), limit=5, stop_ids=frozenset({2}))
     for token in tokens:
-        one.cached = one.length
+        one.pending += 1
         one.append(token)
     assert one.finish_reason == reason
 
 
 def test_a_stop_token_that_is_the_last_one_allowed_is_a_stop():
-    one = Request(0, (1,), limit=2, stop_ids=frozenset({2}), cached=1)
+    one = Request(0, (1,), limit=2, stop_ids=frozenset({2}), cached=1, pending=1)
     one.append(2)
     assert one.finish_reason == "stop"
 

@@ -23,7 +23,7 @@ from tpx.launch.fetch_bar import fetch_bar
 from tpx.launch.preflight import preflight
 from tpx.plan.fetch import blocks_of
 from tpx.plan.prepare import prepare
-from tpx.worker import Place
+from tpx.worker import Place, ranks_here
 
 COMMIT = "a" * 40
 PROMPTS, GREEDY = [[7, 8, 9], "the end"], tpx.SamplingParams(max_tokens=8)
@@ -99,7 +99,7 @@ def test_ranks_of_one_machine_fetch_once(server, tiny, tmp_path):
     ],
 )
 def test_the_ranks_of_this_machine(place, expected):
-    assert tpx.llm.ranks_here(place) == expected
+    assert ranks_here(place) == expected
 
 
 def test_a_download_that_nobody_knows():

@@ -136,7 +136,7 @@ def test_the_sliding_layers_cache_holds_the_window_and_no_more(llm):
         engine.blocks.check(engine.scheduler.running)
     assert max(used[:-1]) == 2 * most < 2 * window_pages(90)
     assert used[-1] == engine.blocks.full.used == 0
-    sliding, full = (cache.k.shape[0] for cache in engine.caches)
+    sliding, full = (cache.k.shape[0] for cache in engine.runner.caches)
     assert full == 1 + 2 * 6  # one to spare, and 89 tokens twice
     assert sliding == 2 * (most + 1) + 4  # one each to grow into, and 60 tokens of prompts
 

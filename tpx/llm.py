@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
 
@@ -19,27 +19,35 @@ from .agree import Said, agree, digest
 from .answer import Answer
 from .arguments import Arguments, check_text, prepare_arguments, prepare_kernels, refuse_unknown
 from .engine.blocks import Blocks
-from .engine.cache import CacheShape, cache_limit, check_room, make_caches, plan_pages
+from .engine.cache import (
+    CacheShape,
+    Pages,
+    cache_limit,
+    check_room,
+    make_caches,
+    plan_pages,
+    step_tokens,
+)
 from .engine.engine import Engine, Step
 from .engine.request import Request
+from .engine.runner import Runner, captures
 from .errors import RequestError
 from .families.fields import ids
 from .hub import AUTO
 from .kernels import Choice
-from .kernels.proof import Shapes, prove
+from .kernels.proof import prove, shapes
 from .launch.fetch_bar import fetch_bar
 from .mesh import Mesh
 from .models.load import LoadReport, load_model
 from .params import SamplingParams
-from .plan.buffers import PAGE, STEP_TOKENS
+from .plan.buffers import STEP_TOKENS
 from .plan.fetch import fetched
 from .plan.forms import stored_nbytes
 from .plan.prepare import Prepared
-from .plan.types import RankPlan
 from .prompts import Model, Prompt, check_params, check_prompts
 from .results import Completion, RankReport, Report
 from .text import open_tokenizer
-from .worker import Place, Worker, describe_device
+from .worker import Worker, describe_device, ranks_here
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -108,13 +116,15 @@ class LLM:
             writer.update("load", 0, 0, kept)
         writer.close()
         self.report, self._cache_limit = self._share(load)
+        self._static = captures(self.device, self.spec, self.groups, self.kernels.modules)
+        self._idle: Runner | None = None
 
     def generate(self, prompts: Sequence[Prompt], params: Params = None) -> list[Completion]:
         """Continues each prompt (text, or token ids), in the order given; params: one for all, or a
         list with one for each. With dp > 1 the dp groups share the prompts out."""
         answers = self._answers(prompts, params)
         engine = self._engine(answers)
-        while (step := engine.step()) is not None:
+        for step in self._steps(engine):
             self._hear(engine, answers, step)
         return self._results(answers)
 
@@ -137,7 +147,7 @@ class LLM:
         ]
         engine = self._engine([Answer(request, SamplingParams(), None) for request in requests])
         parts: list[list[torch.Tensor]] = [[] for _ in requests]
-        while (step := engine.step()) is not None:
+        for step in self._steps(engine):
             for request, part in step.logits:
                 parts[request.id].append(part.cpu())
         return [self._shared(request, parts[request.id]) for request in requests]
@@ -146,6 +156,7 @@ class LLM:
         """Lets go of the model, and ends the groups made for it. All ranks call it."""
         if hasattr(self, "model"):
             del self.model
+            self._idle = None
             self.groups.close()
 
     def __enter__(self) -> LLM:
@@ -215,12 +226,27 @@ class LLM:
         in_one_step = step_tokens([request.prompt for request in requests], most)
         pages = plan_pages(requests, self._cache, in_one_step, self._cache_limit)
         blocks = Blocks(*pages, self.spec.sliding_window, in_one_step)
-        caches = make_caches(pages, self._cache, self.device)
-        kernels = self.kernels.modules
-        engine = Engine(self.model, caches, blocks, self.groups, self.device, kernels)
+        engine = Engine(self._runner(pages), blocks, self.groups)
         for request in requests:
             engine.add(request)
         return engine
+
+    def _runner(self, pages: Pages) -> Runner:
+        """A runner with at least these pages: the one that the last engine has given back, where
+        it has as many, so that what it has captured still holds."""
+        runner, self._idle = self._idle, None
+        if runner is None or not pages.fit(runner.pages):
+            runner = None  # its cache makes room for the next one
+            caches = make_caches(pages, self._cache, self.device)
+            kernels = self.kernels.modules
+            runner = Runner(self.model, caches, pages, self.device, self._static, kernels)
+        return runner
+
+    def _steps(self, engine: Engine) -> Iterator[Step]:
+        """All that are left."""
+        while (step := engine.step()) is not None:
+            yield step
+        self._idle = engine.runner
 
     def _hear(self, engine: Engine, answers: Sequence[Answer], step: Step) -> list[str]:
         """Turns a step's tokens into text, and ends what a stop string ends; -> the pieces."""
@@ -233,7 +259,7 @@ class LLM:
         return pieces
 
     def _pieces(self, answer: Answer, engine: Engine) -> Generator[str, None, Completion]:
-        while (step := engine.step()) is not None:
+        for step in self._steps(engine):
             piece = "".join(self._hear(engine, [answer], step)).encode()
             piece = self.groups["dp"].gather_bytes(piece, "engine.results")[0]
             if piece:
@@ -274,30 +300,6 @@ class LLM:
         plan, notes = self.prepared.plan.path, self.prepared.report
         kernels = tuple(Choice(*choice) for choice in said[0][3])
         return Report(mesh, plan, notes, tuple(ranks), kernels), min(one[2] for one in said)
-
-
-def ranks_here(place: Place) -> range:
-    """The ranks of this machine; this one alone where they are not consecutive."""
-    rank, world, local_rank, local_world = place
-    first = rank - local_rank
-    consecutive = first >= 0 and first % local_world == 0 and first + local_world <= world
-    return range(first, first + local_world) if consecutive else range(rank, rank + 1)
-
-
-def shapes(rank_plan: RankPlan, dtype: torch.dtype) -> Shapes:
-    """Of what the rank's kernels compute."""
-    spec, cuts = rank_plan.spec, rank_plan.cuts
-    heads, kv_heads = cuts["Q"].size, cuts["KV"].size
-    width, hidden = spec.head_dim, spec.hidden_size
-    head = cuts["V" if spec.tie_word_embeddings else "V_head"].size
-    linears = ((heads + 2 * kv_heads) * width, hidden), (hidden, heads * width), (head, hidden)
-    sizes = heads, kv_heads, width, PAGE, spec.sliding_window, hidden, cuts["I"].size
-    return Shapes(linears, *sizes, dtype)
-
-
-def step_tokens(prompts: Sequence[Sequence[int]], most: int = STEP_TOKENS) -> int:
-    """Tokens that one step computes at most: a short job needs less room."""
-    return min(most, max(1, sum(map(len, prompts))))
 
 
 def stop_ids(prepared: Prepared) -> frozenset[int]:

@@ -71,6 +71,14 @@ def place(environ: Mapping[str, str] | None = None) -> Place:
     return Place(rank, world, local_rank, read_number(environ, "LOCAL_WORLD_SIZE", world))
 
 
+def ranks_here(place: Place) -> range:
+    """The ranks of this machine; this one alone where they are not consecutive."""
+    rank, world, local_rank, local_world = place
+    first = rank - local_rank
+    consecutive = first >= 0 and first % local_world == 0 and first + local_world <= world
+    return range(first, first + local_world) if consecutive else range(rank, rank + 1)
+
+
 def read_number(environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name)
     if text is None:

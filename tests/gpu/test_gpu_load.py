@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("plan", "world"), [("tp1", 1), ("tp4-etp4", 4), ("ep2", 2)])
-@pytest.mark.parametrize("limits", [None, Limits(4, 4096, 16384, 2)])
+@pytest.mark.parametrize("limits", [None, Limits(4, 16384, 2)])
 def test_an_arena_on_the_gpu_has_the_bits_of_one_on_the_cpu(folder, dtype, plan, world, limits):
     prepared = prepare(str(folder), plan, world)
     rank_plan = prepared.rank_plan(world - 1)
@@ -39,13 +39,16 @@ def test_an_arena_on_the_gpu_has_the_bits_of_one_on_the_cpu(folder, dtype, plan,
         assert torch.equal(here, there.cpu()), name
 
 
-def test_a_large_model_takes_little_more_than_it_holds(tmp_path):
+@pytest.mark.parametrize(("dtype", "beside"), [(torch.bfloat16, 1), (torch.float32, 5)])
+def test_a_large_model_takes_little_more_than_it_holds(tmp_path, dtype, beside):
+    """beside: MiB; one buffer more where values are cast."""
     config = tiny_config(hidden_size=1024, intermediate_size=1024, num_local_experts=32)
     prepared = prepare(make_checkpoint(tmp_path, config), "tp1", 1)
     plan = prepared.rank_plan(0)
     torch.cuda.empty_cache()
-    model, report = load_model(prepared, plan, Groups.alone(GPU), torch.bfloat16, GPU)
+    model, report = load_model(prepared, plan, Groups.alone(GPU), dtype, GPU)
     assert report.device_peak is not None
-    assert 1.0 <= report.device_peak <= 1.0 + (16 << 20) / report.bytes_held
+    print(report)
+    assert 1.0 <= report.device_peak <= 1.0 + (beside << 20) / report.bytes_held
     assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
     assert report.copy_seconds > 0

@@ -14,8 +14,7 @@ from tiny import tiny_config
 from tpx.batch import FULL, SLIDING, Batch
 from tpx.comm import Groups
 from tpx.kernels import Device, choose, load, read_wanted
-from tpx.kernels.proof import prove
-from tpx.llm import shapes
+from tpx.kernels.proof import prove, shapes
 from tpx.models.load import load_model
 from tpx.plan.prepare import prepare
 

@@ -11,7 +11,7 @@ import torch
 from ..batch import KVCache
 from ..errors import RequestError
 from ..families.spec import ModelSpec
-from ..plan.buffers import PAGE
+from ..plan.buffers import PAGE, STEP_TOKENS
 from .blocks import pages_for, resting_pages
 from .request import Request
 
@@ -21,6 +21,10 @@ class Pages(NamedTuple):
 
     full: int
     sliding: int
+
+    def fit(self, other: Pages) -> bool:
+        """Whether `other` has as many of each."""
+        return self.full <= other.full and self.sliding <= other.sliding
 
 
 class CacheShape(NamedTuple):
@@ -41,6 +45,11 @@ class CacheShape(NamedTuple):
 def pages_of(request: Request, window: int) -> Pages:
     """What a request may hold between steps; both pools grow with its length."""
     return Pages(pages_for(request.most_cached), resting_pages(request, window))
+
+
+def step_tokens(prompts: Sequence[Sequence[int]], most: int = STEP_TOKENS) -> int:
+    """Tokens that one step computes at most: a short job needs less room."""
+    return min(most, max(1, sum(map(len, prompts))))
 
 
 def plan_pages(

@@ -12,7 +12,8 @@ class Request:
     """A prompt and what has been drawn after it.
 
     limit: tokens in all, prompt included, at which it ends. stop_ids: tokens that end it. cached:
-    tokens whose keys and values are in the cache. all_logits: keep the logits of every token.
+    tokens whose keys and values are in the cache, or will be once what was launched has run.
+    pending: tokens that a launched step draws. all_logits: keep the logits of every token.
     full, sliding: its pages, entry j for the positions [j*page, (j+1)*page); -1 where one was given
     back because it left the window.
     """
@@ -28,14 +29,15 @@ class Request:
     all_logits: bool = False
     output: list[int] = field(default_factory=list)
     cached: int = 0
+    pending: int = 0
     finish_reason: FinishReason | None = None
     full: list[int] = field(default_factory=list)
     sliding: list[int] = field(default_factory=list)
 
     @property
     def length(self) -> int:
-        """Tokens that it has: prompt and output."""
-        return len(self.prompt) + len(self.output)
+        """Tokens that it has: prompt, output, and what is being drawn."""
+        return len(self.prompt) + len(self.output) + self.pending
 
     @property
     def most_cached(self) -> int:
@@ -49,11 +51,13 @@ class Request:
         return [*prompt, *rest]
 
     def append(self, token: int) -> None:
-        """Takes the next token, and ends where it is a stop token or the last one allowed."""
+        """Takes the first pending token, and ends where it is a stop token or the last one
+        allowed."""
         assert self.finish_reason is None
-        assert self.cached == self.length
+        assert self.pending > 0
+        self.pending -= 1
         self.output.append(token)
         if token in self.stop_ids:
             self.finish_reason = "stop"
-        elif self.length >= self.limit:
+        elif len(self.prompt) + len(self.output) >= self.limit:
             self.finish_reason = "length"

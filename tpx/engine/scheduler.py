@@ -53,24 +53,32 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """Admits what fits, and reserves the pages of the chunks that it returns."""
         budget = self.blocks.step_tokens
-        while self.waiting and len(self.running) < budget and self.blocks.fits(self.waiting[0]):
+        while self.admits and len(self.running) < budget:
             self.blocks.admit(self.waiting[0])
             self.running.append(self.waiting.popleft())
         assert self.running or not self.waiting, "a request is larger than the whole cache"
-        counts = {r.id: 1 for r in self.running if r.length - r.cached == 1}
+        running = [r for r in self.running if not r.pending or r.length < r.limit]
+        counts = {r.id: 1 for r in running if r.length - r.cached == 1}
         budget -= len(counts)
-        for request in self.running:
+        for request in running:
             if request.id not in counts:
                 counts[request.id] = min(budget, request.length - request.cached)
                 budget -= counts[request.id]
-        chunks = [Chunk(r, r.cached, counts[r.id]) for r in self.running if counts[r.id]]
+        chunks = [Chunk(r, r.cached, counts[r.id]) for r in running if counts[r.id]]
         for chunk in chunks:
             self.blocks.grow(chunk.request, chunk.stop)
         return chunks
 
+    @property
+    def admits(self) -> bool:
+        """Whether the next `schedule` lets a request in."""
+        return bool(self.waiting) and self.blocks.fits(self.waiting[0])
+
     def advance(self, chunks: list[Chunk]) -> None:
-        """The chunks are in the cache now: gives back what left the windows."""
+        """The chunks will be in the cache before whatever is launched next: gives back what left
+        the windows."""
         for chunk in chunks:
+            chunk.request.pending += chunk.draws
             chunk.request.cached = chunk.stop
             self.blocks.trim(chunk.request)
             if chunk.request.all_logits and chunk.stop == chunk.request.length:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 
 from ..moe.packed import unpacks_safely
+from ..plan.buffers import PAGE
+from ..plan.types import RankPlan
 from .choice import Choice
 from .loaded import Loaded
 
@@ -36,6 +38,17 @@ class Shapes(NamedTuple):
     hidden: int
     units: int
     dtype: torch.dtype
+
+
+def shapes(rank_plan: RankPlan, dtype: torch.dtype) -> Shapes:
+    """Of what the rank's kernels compute."""
+    spec, cuts = rank_plan.spec, rank_plan.cuts
+    heads, kv_heads = cuts["Q"].size, cuts["KV"].size
+    width, hidden = spec.head_dim, spec.hidden_size
+    head = cuts["V" if spec.tie_word_embeddings else "V_head"].size
+    linears = ((heads + 2 * kv_heads) * width, hidden), (hidden, heads * width), (head, hidden)
+    sizes = heads, kv_heads, width, PAGE, spec.sliding_window, hidden, cuts["I"].size
+    return Shapes(linears, *sizes, dtype)
 
 
 def prove(loaded: Loaded, device: torch.device, shapes: Shapes) -> Loaded:
