@@ -6,7 +6,9 @@ Joins what the engine knows (ids) with what the tokenizer knows (text). Knows no
 from __future__ import annotations
 
 from .engine.request import Request
+from .families.fields import ids
 from .params import SamplingParams
+from .plan.prepare import Prepared
 from .results import Completion
 from .text import TextStream, Tokenizer
 
@@ -36,3 +38,8 @@ class Answer:
         assert reason is not None
         text = "" if self.text is None else self.text.text
         return Completion(text, list(self.request.output), reason)
+
+
+def stop_ids(prepared: Prepared) -> frozenset[int]:
+    """eos_token_id of generation_config.json, else of config.json."""
+    return frozenset(ids(prepared.generation_config, "eos_token_id") or prepared.spec.eos_token_ids)

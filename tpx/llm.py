@@ -16,7 +16,7 @@ from types import TracebackType
 import torch
 
 from .agree import Said, agree, digest
-from .answer import Answer
+from .answer import Answer, stop_ids
 from .arguments import Arguments, check_text, prepare_arguments, prepare_kernels, refuse_unknown
 from .engine.blocks import Blocks
 from .engine.cache import (
@@ -32,7 +32,6 @@ from .engine.engine import Engine, Step
 from .engine.request import Request
 from .engine.runner import Runner, captures
 from .errors import RequestError
-from .families.fields import ids
 from .hub import AUTO
 from .kernels import Choice
 from .kernels.proof import prove, shapes
@@ -43,7 +42,6 @@ from .params import SamplingParams
 from .plan.buffers import STEP_TOKENS
 from .plan.fetch import fetched
 from .plan.forms import stored_nbytes
-from .plan.prepare import Prepared
 from .prompts import Model, Prompt, check_params, check_prompts
 from .results import Completion, RankReport, Report
 from .text import open_tokenizer
@@ -300,8 +298,3 @@ class LLM:
         plan, notes = self.prepared.plan.path, self.prepared.report
         kernels = tuple(Choice(*choice) for choice in said[0][3])
         return Report(mesh, plan, notes, tuple(ranks), kernels), min(one[2] for one in said)
-
-
-def stop_ids(prepared: Prepared) -> frozenset[int]:
-    """eos_token_id of generation_config.json, else of config.json."""
-    return frozenset(ids(prepared.generation_config, "eos_token_id") or prepared.spec.eos_token_ids)
