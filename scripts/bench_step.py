@@ -23,8 +23,8 @@ from torch import nn
 from tpx.batch import Batch, KVCache
 from tpx.comm import Groups
 from tpx.kernels import Device, choose, load, read_wanted
-from tpx.kernels.proof import prove, shapes
 from tpx.models.load import load_model
+from tpx.models.proof import prove, shapes
 from tpx.moe.layer import MoELayer
 from tpx.plan.buffers import PAGE
 from tpx.plan.prepare import prepare

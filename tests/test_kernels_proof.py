@@ -10,7 +10,7 @@ import torch
 
 from tpx.kernels import Choice, Device, Kernels, read_wanted
 from tpx.kernels.loaded import Loaded
-from tpx.kernels.proof import Shapes, prove
+from tpx.models.proof import Shapes, prove
 
 CPU = torch.device("cpu")
 SHAPES = Shapes(((8, 4),), 4, 2, 8, 16, 20, 32, 64, torch.float32)

@@ -34,10 +34,10 @@ from .engine.runner import Runner, captures
 from .errors import RequestError
 from .hub import AUTO
 from .kernels import Choice
-from .kernels.proof import prove, shapes
 from .launch.fetch_bar import fetch_bar
 from .mesh import Mesh
 from .models.load import LoadReport, load_model
+from .models.proof import prove, shapes
 from .params import SamplingParams
 from .plan.buffers import STEP_TOKENS
 from .plan.fetch import fetched

@@ -14,8 +14,8 @@ from tiny import tiny_config
 from tpx.batch import FULL, SLIDING, Batch
 from tpx.comm import Groups
 from tpx.kernels import Device, choose, load, read_wanted
-from tpx.kernels.proof import prove, shapes
 from tpx.models.load import load_model
+from tpx.models.proof import prove, shapes
 from tpx.plan.prepare import prepare
 
 pytestmark = pytest.mark.gpu

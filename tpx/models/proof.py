@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import torch
 
+from ..kernels.choice import Choice
+from ..kernels.loaded import Loaded
 from ..moe.packed import unpacks_safely
 from ..plan.buffers import PAGE
 from ..plan.types import RankPlan
-from .choice import Choice
-from .loaded import Loaded
 
 LOG = logging.getLogger("tpx")
 TESTED = ("attention", "linear", "sample")  # and the words that begin the names of their tests:
