@@ -151,13 +151,15 @@ def main() -> None:
     rate = read_rate()
     print(f"{torch.cuda.get_device_name()}, reads at {rate / 1e6:.2f} TB/s, safe: {trial.safe}")
     layers = [random_layer() for _ in range(LAYERS)]
-    found = [measure(tokens, layers, rate) for tokens in arguments.tokens]
     print(
         "| tokens | experts | floor µs | experts alone µs | layer µs | alone / floor"
         " | layer / floor | at most | TFLOP/s alone / layer |"
     )
-    print("| --- " * 9 + "|")
-    print("\n".join(row(each) for each in found))
+    print("| --- " * 9 + "|", flush=True)
+    found = []
+    for tokens in arguments.tokens:
+        found.append(measure(tokens, layers, rate))
+        print(row(found[-1]), flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps({"read": rate, "rows": found}, indent=1) + "\n")
 

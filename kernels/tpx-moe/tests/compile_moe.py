@@ -66,9 +66,10 @@ def gemms(capability: int, dtype: str, table: configs.Table) -> list[dict[str, A
                 fixed = {
                     **{"COLUMNS": WIDTH, "BN": tile.rows, "BT": tile.tokens, "SPLIT": tile.split},
                     **{"GRANULES": tile.granules, "PARTED": tile.parted, "HALVES": tile.halves},
-                    **{"GATED": gated, "SORTED": many, "BY_PAIR": True, "PAIRS": 1 if many else 4},
+                    **{"GATED": gated, "SORTED": many, "BY_PAIR": True, "SLOTS": 4},
                     **{"EXPERTS": 32, "HAS_SLOTS": False, "slots": None, "HAS_BIAS": True},
                     **{"EXACT": False, "ASM": asm, "DEPENDENT": dependent, "EARLY": not gated},
+                    **{"LATE": tile.late, "AHEAD": tile.ahead},
                 }
                 if not many:
                     fixed |= {"order": None, "starts": None}
@@ -95,8 +96,8 @@ def others(capability: int, dtype: str) -> list[dict[str, Any]]:
         "choose": (route_kernels.choose_kernel, 1, {**every, "ROWS": 1, "EXPERTS": 32}),
         "sort": (
             route_kernels.sort_kernel,
-            4,
-            {"slots": None, "CHUNK": 1024, "HAS_SLOTS": False, **dependent},
+            8,
+            {"slots": None, "CHUNK": 4096, "HAS_SLOTS": False, **dependent},
         ),
         "reduce": (
             reduce_kernels.reduce_kernel,
@@ -110,8 +111,8 @@ def others(capability: int, dtype: str) -> list[dict[str, Any]]:
     layout = {"PLACES": pack_kernels.CODE, "TILE": 64, "PARTS": 4, "WORDS": 16}
     jobs["pack"] = (pack_kernels.pack_kernel, 4, {"PAIRS": True, **layout})
     if capability >= 80:  # below, tokens are routed one by one
-        many = {**every, **norm, "ROWS": 16, "EXPERTS": 32, "BLOCK": 256}
-        jobs["route"] = (route_kernels.route_kernel, 4, many)
+        many = {**every, **norm, "ROWS": 16, "EXPERTS": 32, "BLOCK": 128}
+        jobs["route"] = (route_kernels.route_kernel, 8, many)
     return [
         {"name": name, **told(compiled(kernel, capability, dtype, warps, 3, **fixed))}
         for name, (kernel, warps, fixed) in jobs.items()

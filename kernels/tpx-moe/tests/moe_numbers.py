@@ -68,7 +68,11 @@ def layer(
 
 
 def distance(found: Tensor, right: Tensor) -> float:
-    """Relative, in the Frobenius norm; infinite where `found` has something not finite."""
+    """Relative, in the Frobenius norm; infinite where `found` has something not finite, 0 where
+    there is nothing to compare."""
+    assert found.shape == right.shape, f"{tuple(found.shape)=} {tuple(right.shape)=}"
+    if not right.numel():
+        return 0.0
     found, right = found.double(), right.double()
     if not found.isfinite().all():
         return float("inf")

@@ -50,6 +50,9 @@ def test_kernels_for_hopper_keep_to_their_budget():
             continue
         assert kernel["products"], kernel
         tile, warp_wide = kernel["tile"], kernel["products"][0].startswith("HMMA")
+        # with one granule a step, triton 3.6 splits the product of a group of warps in four that
+        # overlap; 128 rows by 128 tokens then gave NaN on the device
+        assert warp_wide or tile["granules"] > 1, kernel
         if tile["tokens"] <= 16 and warp_wide:
             most = MOST[tile["rows"] // tile["warps"]]
             assert kernel["loop"] / kernel["weights"] <= most, kernel

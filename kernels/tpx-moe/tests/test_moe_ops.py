@@ -22,7 +22,7 @@ from tpx_moe import (
     self_test,
 )
 from tpx_moe.api import _experts, _router
-from tpx_moe.configs import FOLDER, parse, table
+from tpx_moe.configs import DECODE_TOKENS, FOLDER, parse, table
 
 OPS = torch.ops.tpx_moe
 
@@ -116,8 +116,9 @@ def test_tables_of_configurations_hold_together(file):
     assert all(way.down.split == 1 for way in found.sorted)
     for way in found.decode:
         assert min(way.gate_up.tokens, way.down.tokens) >= way.upto > 0
-    assert found.decode[-1].upto == 16
-    assert found.way(17, 4, 32) in found.sorted
+        assert way.down.ahead.bit_count() <= 1
+    assert found.decode[-1].upto == DECODE_TOKENS
+    assert found.way(DECODE_TOKENS + 1, 4, 32) == found.sorted[0]
     assert found.way(10**6, 4, 32) == found.sorted[-1]
 
 

@@ -47,8 +47,8 @@ def route(x_TD: Tensor, router: Router) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def experts(x_TD: Tensor, ids_TK: Tensor, held: Experts) -> Tensor:
-    """y_SND: expert ids_TK[n // K, n % K] applied to token n // K, in parts that reduce adds. Rows
-    of experts elsewhere hold anything."""
+    """y_SND: expert ids_TK[n // K, n % K] applied to token n // K, in parts that reduce adds. A
+    token's experts differ. Rows of experts elsewhere hold anything."""
     return ops.experts(x_TD, ids_TK, *_experts(held))
 
 

@@ -19,9 +19,10 @@ def expert_gemm(
     pairs, experts, top_k, rows, x_stride, out_stride, split_stride, alpha, limit,
     COLUMNS: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, GRANULES: tl.constexpr,
     SPLIT: tl.constexpr, PARTED: tl.constexpr, HALVES: tl.constexpr,
-    GATED: tl.constexpr, SORTED: tl.constexpr, BY_PAIR: tl.constexpr, PAIRS: tl.constexpr,
+    GATED: tl.constexpr, SORTED: tl.constexpr, BY_PAIR: tl.constexpr, SLOTS: tl.constexpr,
     EXPERTS: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_BIAS: tl.constexpr, EXACT: tl.constexpr,
-    ASM: tl.constexpr, DEPENDENT: tl.constexpr, EARLY: tl.constexpr,
+    ASM: tl.constexpr, DEPENDENT: tl.constexpr, EARLY: tl.constexpr, LATE: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """out = x times the matrix of each row's expert, of tiles of BN rows by BT tokens.
 
@@ -29,52 +30,93 @@ def expert_gemm(
     out [SPLIT, pairs, rows]; x by place. The columns are cut in SPLIT parts, the first adds the
     bias.
     SORTED: places are those of `order` (pairs by slot; starts [experts + 1]), program 1 is a block
-    of BT places. Else places are pairs, and program 1 is a pair whose slot no earlier pair has
-    (BY_PAIR) or a slot; BT is at least the number of tokens. Programs without work leave.
+    of BT places. Else places are pairs, column t of the tile is token t (BT is at least their
+    number, SLOTS at least top_k), and program 1 is a pair whose slot no earlier pair has (BY_PAIR)
+    or a slot. Programs without work leave.
     PARTED: four dots of 16 columns a granule, else one of 64. HALVES: half tiles for up to half
-    the tokens.
+    the tokens, where SORTED.
     DEPENDENT: launched before the kernel before it has ended. EARLY: that kernel had itself waited
     before it let this one start, so what both read can be read before waiting (past the L1).
+    LATE: the next one may start when the product is there, instead of at once. AHEAD: granules of
+    codes that are asked for into the L2 before waiting, where EARLY: 0 or a power of two.
     """
     tile = tl.program_id(0)
     part = tile % SPLIT
     tile = tile // SPLIT
     if DEPENDENT and not EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+        _wait(LATE)
+    here = tl.arange(0, BT)
     if SORTED:
         slot, place, count, pair = _block(order, starts, experts, BT, EXPERTS)
+        source = pair // top_k if GATED else place
+        target = place if GATED else pair
+        here = here < count
     else:
-        slot, count, pair = _entry(ids, slots, pairs, BT, PAIRS, BY_PAIR, HAS_SLOTS)
-        place = pair
+        slot, count, target = _entry(ids, slots, pairs, top_k, BT, SLOTS, BY_PAIR, HAS_SLOTS)
+        source = here if GATED else target
+        here = target >= 0
     if DEPENDENT and EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+        if AHEAD > 0:
+            _ask(codes, slot, tile, part, count, rows, COLUMNS, BN, SPLIT, AHEAD)
+        _wait(LATE)
     if count == 0:
         return
-    if HALVES and count <= BT // 2:
+    if SORTED and HALVES and count <= BT // 2:
         half: tl.constexpr = BT // 2
         _tile(
-            x, codes, scales, bias, out, slot, tile, part, count, _first(place, BT, half),
-            _first(pair, BT, half), top_k, rows, x_stride, out_stride, split_stride, alpha, limit,
-            COLUMNS, BN, half, GRANULES, SPLIT, PARTED, GATED, HAS_BIAS, EXACT, ASM,
+            x, codes, scales, bias, out, slot, tile, part, tl.arange(0, half) < count,
+            _first(source, BT, half), _first(target, BT, half), rows, x_stride, out_stride,
+            split_stride, alpha, limit, COLUMNS, BN, half, GRANULES, SPLIT, PARTED, GATED, HAS_BIAS,
+            EXACT, ASM, DEPENDENT and LATE,
         )  # fmt: skip
     else:
         _tile(
-            x, codes, scales, bias, out, slot, tile, part, count, place, pair, top_k, rows,
-            x_stride, out_stride, split_stride, alpha, limit,
-            COLUMNS, BN, BT, GRANULES, SPLIT, PARTED, GATED, HAS_BIAS, EXACT, ASM,
+            x, codes, scales, bias, out, slot, tile, part, here, source, target, rows, x_stride,
+            out_stride, split_stride, alpha, limit, COLUMNS, BN, BT, GRANULES, SPLIT, PARTED, GATED,
+            HAS_BIAS, EXACT, ASM, DEPENDENT and LATE,
         )  # fmt: skip
 
 
 @triton.jit
+def _wait(LATE: tl.constexpr):
+    gdc_wait()
+    if not LATE:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def _ask(
+    codes, slot, tile, part, count, rows,
+    COLUMNS: tl.constexpr, BN: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """Fetches the program's first AHEAD granules into the L2, by lines of 128 bytes: four rows."""
+    granules: tl.constexpr = (COLUMNS + 63) // 64
+    share: tl.constexpr = ((granules + 1) // 2 + SPLIT - 1) // SPLIT * 2
+    line = tl.arange(0, AHEAD * BN // 4)
+    row = tile * BN + line % (BN // 4) * 4
+    granule = part * share + line // (BN // 4)
+    wanted = (count > 0) & (row < rows) & (granule < granules)
+    at = (slot.to(tl.int64) * ((rows + 63) // 64) + row // 64) * granules + granule
+    tl.inline_asm_elementwise(
+        "{.reg .pred p; setp.ne.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.b32 $0, 0;}",
+        "=r,l,r",
+        [(codes + at * 1024 + row % 64 * 16).to(tl.int64), wanted.to(tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def _tile(
-    x, codes, scales, bias, out, slot, tile, part, count, place, pair, top_k, rows,
+    x, codes, scales, bias, out, slot, tile, part, here, source, target, rows,
     x_stride, out_stride, split_stride, alpha, limit,
     COLUMNS: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, GRANULES: tl.constexpr,
     SPLIT: tl.constexpr, PARTED: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
-    EXACT: tl.constexpr, ASM: tl.constexpr,
+    EXACT: tl.constexpr, ASM: tl.constexpr, THEN_NEXT: tl.constexpr,
 ):  # fmt: skip
+    """Rows `source` of x times BN rows of the slot's matrix, to rows `target` of out, where
+    `here`."""
     granules: tl.constexpr = (COLUMNS + 63) // 64
     words: tl.constexpr = (granules + 1) // 2
     share: tl.constexpr = (words + SPLIT - 1) // SPLIT * 2
@@ -84,28 +126,29 @@ def _tile(
     local = slot.to(tl.int64) * tiles + tl.minimum(row // 64, tiles - 1)
     code_rows = codes + local * (granules * 1024) + row % 64 * 16
     scale_rows = scales + local * (words * 64) + row % 64
-    here = tl.arange(0, BT) < count
-    source = pair // top_k if GATED else place
-    acc = tl.zeros([BN, BT], tl.float32)
     if HAS_BIAS:
         # GATED: the first 8 of 16 rows are gates, which stand at even places (layout.py)
         at = tile * BN + (r // 16 * 16 + r % 8 * 2 + r % 16 // 8 if GATED else r)
-        inside = (at < rows) & (part == 0)
-        acc += tl.load(bias + slot * rows + at, mask=inside, other=0.0).to(tl.float32)[:, None]
+        added = tl.load(bias + slot * rows + at, mask=(at < rows) & (part == 0), other=0.0)
     acc = _multiply(
-        acc, x + source.to(tl.int64)[:, None] * x_stride, here[:, None], code_rows, scale_rows,
-        part * share, share, COLUMNS, granules, words, BN, BT, GRANULES, PARTED, EXACT, ASM,
+        tl.zeros([BN, BT], tl.float32), x + source.to(tl.int64)[:, None] * x_stride, here[:, None],
+        code_rows, scale_rows, part * share, share, COLUMNS, granules, words, BN, BT, GRANULES,
+        PARTED, EXACT, ASM,
     )  # fmt: skip
+    if THEN_NEXT:
+        gdc_launch_dependents()
+    if HAS_BIAS:  # used only here, so that the first codes do not wait for it
+        acc += added.to(tl.float32)[:, None]
+    out += target.to(tl.int64)[None, :] * out_stride
     if GATED:
         column = tile * (BN // 2) + tl.arange(0, BN // 2)
-        target = out + place.to(tl.int64)[None, :] * out_stride + column[:, None]
         inside = here[None, :] & (column < rows // 2)[:, None]
         h = _swiglu(acc, alpha, limit, BN, BT)
-        tl.store(target, h.to(out.dtype.element_ty), mask=inside)
+        tl.store(out + column[:, None], h.to(out.dtype.element_ty), mask=inside)
     else:
-        target = out + part * split_stride + pair.to(tl.int64)[None, :] * out_stride
         inside = here[None, :] & (row < rows)[:, None]
-        tl.store(target + row[:, None], acc.to(out.dtype.element_ty), mask=inside)
+        out += part * split_stride
+        tl.store(out + row[:, None], acc.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -117,26 +160,29 @@ def _first(values, LENGTH: tl.constexpr, HALF: tl.constexpr):
 
 @triton.jit
 def _entry(
-    ids, slots, pairs,
-    BT: tl.constexpr, PAIRS: tl.constexpr, BY_PAIR: tl.constexpr, HAS_SLOTS: tl.constexpr,
+    ids, slots, pairs, top_k,
+    BT: tl.constexpr, SLOTS: tl.constexpr, BY_PAIR: tl.constexpr, HAS_SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """The slot that this program computes, its number of pairs (0: none here) and the pairs."""
+    """The slot that this program computes, its number of pairs (0: none here) and each token's pair
+    or -1. Of few numbers, since the first codes wait for it."""
     entry = tl.program_id(1)
-    p = tl.arange(0, PAIRS)
-    slot_of = tl.load(ids + p, mask=p < pairs, other=-1, cache_modifier=".cg").to(tl.int32)
+    k = tl.arange(0, SLOTS)[None, :]
+    pair = tl.arange(0, BT)[:, None] * top_k + k
+    known = (k < top_k) & (pair < pairs)
+    slot_of = tl.load(ids + pair, mask=known, other=-1, cache_modifier=".cg").to(tl.int32)
+    slot = entry
+    if BY_PAIR:
+        slot = tl.load(ids + entry, cache_modifier=".cg").to(tl.int32)
     if HAS_SLOTS:
         slot_of = tl.load(slots + slot_of, mask=slot_of >= 0, other=-1)
-    slot = entry
-    earlier = 0
+        if BY_PAIR:
+            slot = tl.load(slots + slot, mask=slot >= 0, other=-1)
+    match = (slot_of == slot) & (slot_of >= 0)
+    count = tl.sum(tl.sum(match.to(tl.int32), axis=1), axis=0)
     if BY_PAIR:
-        slot = tl.sum(tl.where(p == entry, slot_of, 0), axis=0)
-        earlier = tl.sum(((slot_of == slot) & (p < entry)).to(tl.int32), axis=0)
-    match = slot_of == slot
-    count = tl.sum(match.to(tl.int32), axis=0)
-    count = tl.where((earlier == 0) & (slot >= 0), count, 0)
-    place = tl.cumsum(match.to(tl.int32), axis=0) - 1
-    hit = match[:, None] & (place[:, None] == tl.arange(0, BT)[None, :])
-    return slot, count, tl.sum(tl.where(hit, p[:, None], 0), axis=0)
+        earlier = match & (pair < entry)
+        count = tl.where(tl.sum(tl.sum(earlier.to(tl.int32), axis=1), axis=0) == 0, count, 0)
+    return slot, count, tl.max(tl.where(match, pair, -1), axis=1)
 
 
 @triton.jit

@@ -15,10 +15,10 @@ from .packing import Packed
 from .reduce_kernels import reduce_kernel
 from .route_kernels import choose_kernel, logits_kernel, route_kernel, sort_kernel
 
-FEW_TOKENS = 64  # up to these, a token's logits are computed by many programs
+FEW_TOKENS = 256  # up to these, a token's logits are computed by many programs
 EACH = 2  # experts of one of them
-ROUTE_ROWS, ROUTE_BLOCK = 16, 256  # tokens and columns of a step where there are many
-SORT_CHUNK = 1024
+ROUTE_ROWS, ROUTE_BLOCK = 16, 128  # tokens and columns of a step where there are many
+SORT_CHUNK = 4096
 
 
 class Router(NamedTuple):
@@ -78,7 +78,7 @@ def route(x: Tensor, router: Router, mode: Mode) -> tuple[Tensor, Chosen]:
         route_kernel[(triton.cdiv(tokens, ROUTE_ROWS),)](
             x, norm, w, b, h, *chosen, tokens, eps, ROWS=ROUTE_ROWS, BLOCK=ROUTE_BLOCK,
             EXPERTS=max(16, triton.next_power_of_2(experts)), TOP_K=top_k, SLOTS=slots,
-            num_warps=4, **shape, **_options(dependent),
+            num_warps=8, num_stages=4, **shape, **_options(dependent),
         )  # fmt: skip
     return h, chosen
 
@@ -121,8 +121,8 @@ def sort(ids: Tensor, slots: Tensor | None, experts: int, dependent: bool) -> tu
     chunk = min(SORT_CHUNK, triton.next_power_of_2(ids.numel()))
     sort_kernel[(experts,)](
         ids, slots, order, starts, ids.numel(), experts,
-        CHUNK=chunk, HAS_SLOTS=slots is not None, DEPENDENT=dependent, num_warps=4,
-        **_options(dependent),
+        CHUNK=chunk, HAS_SLOTS=slots is not None, DEPENDENT=dependent,
+        num_warps=max(1, min(8, chunk // 128)), **_options(dependent),
     )  # fmt: skip
     return order, starts
 
@@ -165,12 +165,12 @@ def gemm(
         x.stride(0), out.stride(-2), out.stride(0) if out.dim() == 3 else 0, held.alpha, held.limit,
         COLUMNS=weight.columns, BN=tile.rows, BT=tile.tokens, GRANULES=tile.granules,
         SPLIT=tile.split, PARTED=tile.parted, HALVES=tile.halves, GATED=gated,
-        SORTED=places is not None, BY_PAIR=pairs < experts,
-        PAIRS=1 if places else triton.next_power_of_2(pairs),
+        SORTED=places is not None, BY_PAIR=pairs < experts, SLOTS=triton.next_power_of_2(top_k),
         EXPERTS=triton.next_power_of_2(experts), HAS_SLOTS=held.slots is not None,
         HAS_BIAS=bias is not None, EXACT=weight.exact, ASM=mode.asm, DEPENDENT=mode.dependent,
         EARLY=not gated and weight.columns > 0,  # else nothing came between ids and this
-        num_warps=tile.warps, num_stages=tile.stages, **_options(mode.dependent),
+        LATE=tile.late, AHEAD=tile.ahead, num_warps=tile.warps,
+        num_stages=tile.stages, **_options(mode.dependent),
     )  # fmt: skip
 
 
