@@ -37,7 +37,7 @@ def caches(llm: tpx.LLM, load: Load) -> int:
     """Bytes of the cache that the engine makes for so many sequences of so many tokens."""
     params = tpx.SamplingParams(max_tokens=1)
     engine = llm._engine(llm._answers([[7] * load.context] * load.batch, params))
-    return sum(cache.k.nbytes + cache.v.nbytes for cache in engine.caches)
+    return sum(cache.k.nbytes + cache.v.nbytes for cache in engine.runner.caches)
 
 
 def loaded(folder: Path, plans: list[str], load: Load) -> list[tuple[Any, int]]:

@@ -6,7 +6,7 @@ operation packs its weights for a kernel, what that operation says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -36,19 +36,25 @@ def slots(rank_plan: RankPlan, dtype: str, packed: Mapping[str, int] = NOTHING) 
     """
     shards = {name: s for name, s in rank_plan.shards.items() if s.tied_to is None}
     found, end = dict[str, Slot](), 0
-    for name in sorted(shards, key=lambda name: file_order(shards[name])):
-        run = [each for each in joins(name) if each in shards]
-        if run[0] != name:
-            continue  # it follows the first
+    for run in joined(sorted(shards, key=lambda name: file_order(shards[name]))):
         end = -(-end // ALIGNMENT) * ALIGNMENT
-        for each in run:
-            found[each] = Slot(end, max(final_bytes(shards[each], dtype), packed.get(each, 0)))
-            end += found[each].nbytes
+        for name in run:
+            found[name] = Slot(end, max(final_bytes(shards[name], dtype), packed.get(name, 0)))
+            end += found[name].nbytes
     return found
 
 
+def joined(names: Sequence[str]) -> Iterator[list[str]]:
+    """The parameters in their order, those of a run behind the first of it."""
+    known = set(names)
+    for name in names:
+        run = [each for each in joins(name) if each in known]
+        if run[0] == name:
+            yield run
+
+
 def joins(name: str) -> list[str]:
-    """The parameters that lie one behind the other with this one, in that order."""
+    """The parameters that would lie one behind the other with this one, in that order."""
     owner, _, leaf = name.rpartition(".")
     above, _, module = owner.rpartition(".")
     return [f"{above}.{each}.{leaf}" for each in JOINED] if module in JOINED else [name]

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .forms import joined
 from .manifest import MANIFEST, Manifest, Stored, config_digest, file_name, sizes
 from .prepare import Prepared
 from .spans import Copy, Span, copies_of, item_bytes
@@ -56,8 +57,9 @@ def rank_files(prepared: Prepared) -> list[RankFile]:
 
 
 def file_order(prepared: Prepared) -> list[str]:
-    """Parameters as the checkpoint's files have them, but those of wider elements first, so that
-    all lie at a multiple of their element's size. Tied ones are left out."""
+    """Parameters as the checkpoint's files have them, those that an arena joins together, but those
+    of wider elements first, so that all lie at a multiple of their element's size. Tied ones are
+    left out."""
 
     def key(name: str) -> tuple[int, str, int]:
         metas = [prepared.index.tensors[s.tensor] for s in parameters[name].sources]
@@ -65,7 +67,7 @@ def file_order(prepared: Prepared) -> list[str]:
         return -item_bytes(first.dtype), first.file, first.offset
 
     parameters = {n: p for n, p in prepared.layout.parameters.items() if p.tied_to is None}
-    return sorted(parameters, key=key)
+    return [name for run in joined(sorted(parameters, key=key)) for name in run]
 
 
 def head_of(shards: dict[str, Shard]) -> bytes:
