@@ -13,7 +13,8 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -24,17 +25,15 @@ from tpx.comm import Groups
 from tpx.models.load import LoadReport, load_model
 from tpx.plan.prepare import Prepared, prepare
 from tpx.plan.spans import spans
-from tpx.read import Arena, Files, Limits, ReadStats, load_spans
+from tpx.read import Arena, Files, Limits, ReadStats, device, load_spans
 
 BAR = 1.15
 GPU = torch.device("cuda")
 MIB = 1 << 20
 TRIED = [
-    Limits(threads, piece * MIB, most * MIB, 64 // most)
-    for threads, piece, most in (
-        (8, 4, 8), (8, 2, 16), (12, 1, 16), (12, 2, 8), (12, 2, 16), (12, 4, 16), (16, 2, 16),
-    )
-]  # fmt: skip
+    Limits(threads, most * MIB, buffers)
+    for threads, most, buffers in ((8, 8, 12), (12, 4, 16), (12, 16, 16), (16, 8, 20))
+]
 
 
 def bench(model: Path, runs: int) -> None:
@@ -49,10 +48,10 @@ def bench(model: Path, runs: int) -> None:
     found = {what: show(what, act, runs, nbytes) for what, act in floors.items()}
     floor = max(min(found["read, 8 threads"], found["read, 16 threads"]), found["copy"])
     for limits in TRIED:
-        what = (
-            f"weights: {limits.threads} threads, {limits.piece // MIB} of {limits.most // MIB} MiB"
-        )
+        what = f"weights: {limits.threads} threads, {limits.buffers} x {limits.most // MIB} MiB"
         show(what, lambda limits=limits: load_weights(prepared, limits), runs, nbytes)  # type: ignore[misc]
+    with without_cpp():
+        show("weights, Python alone", lambda: load_weights(prepared, None), runs, nbytes)
     weights = show("weights as shipped", lambda: load_weights(prepared, None), runs, nbytes)
     reports = list[LoadReport]()
     seconds = show("load_model", lambda: load(prepared, reports), runs, nbytes)
@@ -111,12 +110,24 @@ def copy_floor(nbytes: int) -> float:
     return time.perf_counter() - begin
 
 
-def load_weights(prepared: Prepared, limits: Limits | None) -> None:
-    plan = prepared.rank_plan(0)
+def load_weights(prepared: Prepared, limits: Limits | None) -> float:
+    plan, begin = prepared.rank_plan(0), time.perf_counter()
     arena = Arena(plan, torch.bfloat16, GPU)
     with Files(prepared.folder, prepared.index.files) as files:
         load_spans(spans(plan), files, arena, ReadStats(), limits)
         files.check()
+    torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+@contextmanager
+def without_cpp() -> Iterator[None]:
+    """As where there is no compiler."""
+    found, device.sender = device.sender, lambda stream: None
+    try:
+        yield
+    finally:
+        device.sender = found
 
 
 def load(prepared: Prepared, reports: list[LoadReport]) -> float:

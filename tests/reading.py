@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from queue import SimpleQueue
 
 import pytest
 import torch
@@ -14,12 +13,9 @@ import torch
 from tpx.errors import CheckpointError
 from tpx.index import FileId, TensorMeta
 from tpx.plan.prepare import Prepared
-from tpx.plan.spans import Span, spans
+from tpx.plan.spans import spans
 from tpx.plan.types import Part, Shard
-from tpx.read import DTYPES, Arena, Files, Limits, ReadStats, Ring, Source, load_spans, scatter
-from tpx.read.batches import Batch, copies_of
-from tpx.read.device import Pieces, runs_of
-from tpx.read.readers import Readers
+from tpx.read import DTYPES, Arena, Files, Limits, ReadStats, Source, load_spans
 
 
 def one_shard(shape: tuple[int, ...], dtype: str, name: str = "p") -> dict[str, Shard]:
@@ -32,30 +28,6 @@ def one_shard(shape: tuple[int, ...], dtype: str, name: str = "p") -> dict[str, 
 
 def ids_of(folder: Path) -> dict[str, FileId]:
     return {path.name: FileId.of(path.stat()) for path in folder.iterdir()}
-
-
-class Here:
-    """Copies at once, as a GPU would later."""
-
-    def __init__(self, arena: Arena):
-        self.arena = arena
-
-    def copy(self, batch: Batch, data: torch.Tensor) -> None:
-        runs = runs_of(batch, self.arena)
-        if runs is None:
-            scatter(copies_of(batch.laid), data, self.arena)
-        else:
-            for at, to, nbytes in runs:
-                self.arena.data[to : to + nbytes] = data[at : at + nbytes]
-
-
-def load_in_pieces(
-    spans: Sequence[Span], source: Source, arena: Arena, stats: ReadStats, limits: Limits
-) -> None:
-    """As load_spans on a GPU, but for the GPU."""
-    ring, lost = Ring(limits.buffers, limits.most), SimpleQueue[None]()
-    jobs = Pieces(ring, Here(arena), limits.most, limits.piece).jobs(spans)
-    assert not list(Readers(jobs, source, stats, ring.close).run(limits.threads, lost))
 
 
 def load_rank(

@@ -13,14 +13,15 @@ from typing import NamedTuple, Protocol
 import pytest
 import torch
 from make_checkpoint import make_checkpoint
-from reading import error_of, load_in_pieces, load_rank, touch
+from reading import error_of, load_rank, touch
+from sending import load_as_on_gpu
 from tiny import tiny_config
 
 from tpx.plan.prepare import Prepared, prepare
 from tpx.read import Limits, Source, load_spans
 
 EIO = OSError(5, "Input/output error")
-LIMITS = Limits(threads=4, piece=1024, most=4096, buffers=2)
+LIMITS = Limits(threads=4, most=4096, buffers=2)
 Fault = Callable[[str, int], OSError | int | None]
 Tensors = dict[str, torch.Tensor]
 HINT = "start again when nothing writes to the checkpoint"
@@ -59,7 +60,7 @@ class Load(Protocol):
     def __call__(self, prepared: Prepared, fault: Fault, limits: Limits = LIMITS) -> Tensors: ...
 
 
-@pytest.fixture(params=[load_spans, load_in_pieces], ids=["host", "device"])
+@pytest.fixture(params=[load_spans, load_as_on_gpu], ids=["host", "device"])
 def load(request: pytest.FixtureRequest) -> Load:
     """Checks, also where it fails, that nothing is left over."""
 
@@ -146,7 +147,7 @@ def test_after_an_error_no_more_is_read(load, prepared):
         asked.append(offset)
         return EIO if len(asked) == 3 else None
 
-    error_of(lambda: load(prepared, fault, Limits(1, 4096, 4096, 1)))
+    error_of(lambda: load(prepared, fault, Limits(1, 4096, 1)))
     assert len(asked) == 3
 
 
@@ -155,7 +156,7 @@ def test_a_slow_reader_holds_nobody_up(load, prepared, threads):
     """The first read waits until the others have read all else: through the one buffer it left."""
     expected = load(prepared, lambda file, offset: None)
     lock, others, calls = threading.Lock(), threading.Event(), [0]
-    limits = Limits(threads, 4096, 4096, 2)
+    limits = Limits(threads, 4096, 2)
     total = count_reads(load, prepared, limits)
 
     def fault(file: str, offset: int) -> None:
@@ -176,7 +177,7 @@ def count_reads(load: Load, prepared: Prepared, limits: Limits) -> int:
     return len(calls)
 
 
-@pytest.mark.parametrize("how", [load_spans, load_in_pieces])
+@pytest.mark.parametrize("how", [load_spans, load_as_on_gpu])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
 def test_an_interrupted_load_leaves_no_thread(prepared, kind, how):
     """Readers that wait for a buffer are let go."""
@@ -185,7 +186,7 @@ def test_an_interrupted_load_leaves_no_thread(prepared, kind, how):
         raise kind
 
     with pytest.raises(kind):
-        load_rank(prepared, 0, limits=Limits(4, 4096, 4096, 1), progress=stop, load=how)
+        load_rank(prepared, 0, limits=Limits(4, 4096, 1), progress=stop, load=how)
     assert not [t for t in threading.enumerate() if t.name.startswith("tpx-read")]
 
 
@@ -239,7 +240,7 @@ def test_a_file_that_is_written_to_while_it_is_loaded(load, prepared):
         if calls.count(FIRST) == 3:
             touch(prepared.folder / FIRST)
 
-    error = error_of(lambda: load(prepared, fault, Limits(1, 4096, 4096, 1)))
+    error = error_of(lambda: load(prepared, fault, Limits(1, 4096, 1)))
     assert error.message == f"`{FIRST}` changed while it was loaded: it was written to"
     assert error.hint == HINT
 
@@ -256,7 +257,7 @@ def test_a_file_that_is_replaced_while_it_is_loaded_is_read_to_its_end(load, pre
             (prepared.folder / "other").write_bytes(b"other")
             os.replace(prepared.folder / "other", prepared.folder / file)
 
-    assert same(load(prepared, fault, Limits(1, 4096, 4096, 1)), expected)
+    assert same(load(prepared, fault, Limits(1, 4096, 1)), expected)
     assert (prepared.folder / FIRST).read_bytes() == b"other"
 
 

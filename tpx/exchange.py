@@ -41,7 +41,6 @@ def load_shared(
     on_gpu = arena.device.type == "cuda"
     ring = Ring(2, rounds.most, pin=on_gpu)
     exchange = _Exchange(arena, group, rounds.most)
-    stats.pinned_bytes = max(stats.pinned_bytes, ring.nbytes if on_gpu else 0)
     came, me = 0, group.rank
     thread = ThreadPoolExecutor(1, thread_name_prefix="tpx-exchange")
     try:

@@ -73,14 +73,17 @@ class Arena:
         return self.flat(name).view(self.held[name].shape)
 
     def places(self, read: Span) -> list[tuple[int, int]] | None:
-        """(byte of the arena, bytes) of the read's pieces in order, where all of its bytes are
-        kept as they are, piece after piece; else None."""
+        """(byte of the arena, bytes) of the read's pieces in order, those that touch as one, where
+        all of its bytes are kept as they are, piece after piece; else None."""
         found, end = list[tuple[int, int]](), 0
         for name, source, target, nbytes, rows, _, _ in read.copies:
             offset, _, stored, final = self.held[name]
             if rows > 1 or source != end or stored != final:
                 return None
-            found.append((offset + target, nbytes))
+            if found and sum(found[-1]) == offset + target:
+                found[-1] = found[-1][0], found[-1][1] + nbytes
+            else:
+                found.append((offset + target, nbytes))
             end += nbytes
         return found if end == read.nbytes else None
 

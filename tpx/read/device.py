@@ -1,118 +1,97 @@
-"""Onto a GPU: threads fill the pieces of a page-locked buffer, and it is copied as one.
+"""Onto a GPU, from page-locked buffers, in the order of one stream.
 
-Copies are few and large: on an H100 each took 0.2 ms beside its bytes while 8 to 16 threads read,
-whether it was of 1 MiB or of 8.
+Small buffers: they are copied while they lie in the processor's caches. And few steps of Python for
+each: one thread takes them at a time, whoever of the others waits.
 """
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Protocol
+from contextlib import contextmanager
 
 import torch
 
-from ..plan.spans import Span
 from .arena import Arena
-from .batches import Batch, batches, copies_of
+from .batches import Laid, copies_of
 from .copies import scatter
-from .readers import Fill, Job
-from .ring import Buffer, Fence, Ring
-
-
-class Copier(Protocol):
-    def copy(self, batch: Batch, data: torch.Tensor) -> Fence | None:
-        """Begins to put the batch's bytes where they are held; -> when `data` is done with."""
-        ...
-
-
-class _Filling:
-    """A batch, the buffer it goes through, and how many of its pieces are still to be read."""
-
-    __slots__ = ("batch", "buffer", "left")
-
-    def __init__(self, batch: Batch, buffer: Buffer, left: int):
-        self.batch, self.buffer, self.left = batch, buffer, left
-
-
-class Pieces:
-    """Batches of at most `most` bytes, each in jobs of at most `piece`; whoever ends a batch has it
-    copied."""
-
-    def __init__(self, ring: Ring, copier: Copier, most: int, piece: int):
-        self._ring, self._copier, self._most, self._piece = ring, copier, most, piece
-        self._lock = threading.Lock()
-
-    def jobs(self, spans: Sequence[Span]) -> Iterator[Job]:
-        """The next one waits until there is a buffer for it; none comes once the ring is closed."""
-        for batch in batches(spans, self._most):
-            if (buffer := self._ring.take()) is None:
-                return
-            starts = range(0, batch.nbytes, self._piece)
-            filling = _Filling(batch, buffer, len(starts))
-            counts = [(batch.bytes_read, batch.bytes_kept), *[(0, 0)] * (len(starts) - 1)]
-            for start, (nbytes, kept) in zip(starts, counts, strict=True):
-                yield Job(nbytes, kept, partial(self._load, filling, start))
-
-    def _load(self, filling: _Filling, start: int, fill: Fill) -> None:
-        batch, buffer, stop = filling.batch, filling.buffer, start + self._piece
-        for at, read in batch.laid:
-            begin, end = max(at, start), min(at + read.nbytes, stop)
-            if begin < end:
-                fill(read, begin - at, [buffer.view[begin:end]])
-        with self._lock:
-            filling.left -= 1
-            last = not filling.left
-        if last:
-            self._ring.give(buffer, self._copier.copy(batch, buffer.data[: batch.nbytes]))
+from .native import Part, sender
+from .ring import Buffer
 
 
 class Device:
-    """Copies on a stream of its own: what is kept as it is goes to its place, all else to a staging
-    buffer on the device, and from there, spread or cast, to its place. The stream's order keeps the
-    buffer's users apart."""
+    """Copies on a stream of its own. If it `sends`, bytes of files go to their places by `send`,
+    which any thread calls. `copy` takes what was read: what is kept as it is goes to its place, all
+    else to a staging buffer on the device, and from there, spread or cast, to its place. The
+    stream's order keeps the buffers' users apart.
+
+    most: bytes of a buffer. seconds: from the first copy's begin to the last one's end.
+    """
 
     def __init__(self, arena: Arena, most: int):
-        self._arena, self._lock = arena, threading.Lock()
-        self._staging = torch.empty(most, dtype=torch.uint8, device=arena.device)
+        self._arena, self._most = arena, most
+        self._staging: torch.Tensor | None = None  # made by the first batch that needs it
         self._stream = torch.cuda.Stream(arena.device)  # type: ignore[no-untyped-call]
         # The allocator may have given memory that the current stream still works on.
         self._stream.wait_stream(torch.cuda.current_stream(arena.device))
-        self._marks = list[tuple[torch.cuda.Event, torch.cuda.Event]]()
+        self._sender = sender(self._stream)
+        self._halves = dict[int, list[torch.cuda.Event]]()  # of each buffer that was sent from
+        self._began, self.seconds = 0.0, 0.0
 
-    @torch.inference_mode()  # the arena may have been made in it, by another thread
-    def copy(self, batch: Batch, data: torch.Tensor) -> Fence:
-        begin, end = _event(), _event()
-        with self._lock, torch.cuda.stream(self._stream):
-            begin.record()
-            self._copy(batch, data)
-            end.record()
-            self._marks.append((begin, end))
-        return end
+    @property
+    def sends(self) -> bool:
+        return self._sender is not None
 
-    def _copy(self, batch: Batch, data: torch.Tensor) -> None:
-        runs = runs_of(batch, self._arena)
+    @contextmanager
+    def copying(self) -> Iterator[None]:
+        """In which `copy` is called, by one thread; ends when all is copied."""
+        # In inference mode because the arena may have been made in it.
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            try:
+                yield
+            finally:
+                self._stream.synchronize()
+                if self._began:
+                    self.seconds = time.perf_counter() - self._began
+
+    def copy(self, laid: Sequence[Laid], buffer: Buffer) -> None:
+        """Begins to put what was read where it is held."""
+        self._began = self._began or time.perf_counter()
+        arena, runs = self._arena, runs_of(laid, self._arena)
         if runs is None:
-            staged = self._staging[: batch.nbytes]
-            staged.copy_(data, non_blocking=True)
-            scatter(copies_of(batch.laid), staged, self._arena)
+            if self._staging is None:
+                self._staging = torch.empty(self._most, dtype=torch.uint8, device=arena.device)
+            end = laid[-1].at + laid[-1].read.nbytes
+            self._staging[:end].copy_(buffer.data[:end], non_blocking=True)
+            scatter(copies_of(laid), self._staging, arena)
             return
         for at, to, nbytes in runs:
-            self._arena.data[to : to + nbytes].copy_(data[at : at + nbytes], non_blocking=True)
+            piece = buffer.data[at : at + nbytes]
+            arena.data[to : to + nbytes].copy_(piece, non_blocking=True)
 
-    def finish(self) -> float:
-        """Waits for all copies; -> seconds of the device's copying."""
-        self._stream.synchronize()
-        milliseconds: float = sum(begin.elapsed_time(end) for begin, end in self._marks)
-        return milliseconds / 1000
+    def send(self, parts: Sequence[Part], buffer: Buffer) -> int:
+        """See Sender.send."""
+        assert self._sender is not None
+        self._began = self._began or time.perf_counter()
+        halves = self._halves.get(id(buffer))
+        if halves is None:
+            halves = self._halves[id(buffer)] = [_recorded(self._stream) for _ in range(2)]
+        events = [event.cuda_event for event in halves]
+        return self._sender.send(parts, buffer.data.data_ptr(), self._most // 2, events)
+
+    def mark(self, buffer: Buffer) -> torch.cuda.Event:
+        """When all that was begun with the buffer is done. One event for all uses of a buffer."""
+        if not isinstance(buffer.used, torch.cuda.Event):
+            return _recorded(self._stream)
+        buffer.used.record(self._stream)
+        return buffer.used
 
 
-def runs_of(batch: Batch, arena: Arena) -> list[tuple[int, int, int]] | None:
-    """(byte of the buffer, byte of the arena, bytes) of the batch's pieces, those that touch in
+def runs_of(laid: Sequence[Laid], arena: Arena) -> list[tuple[int, int, int]] | None:
+    """(byte of the buffer, byte of the arena, bytes) of the reads' pieces, those that touch in
     both as one; None where some are spread or cast, or hold bytes to drop."""
     found = list[tuple[int, int, int]]()
-    for at, read in batch.laid:
+    for at, read in laid:
         places = arena.places(read)
         if places is None:
             return None
@@ -126,5 +105,7 @@ def runs_of(batch: Batch, arena: Arena) -> list[tuple[int, int, int]] | None:
     return found
 
 
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+def _recorded(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(stream)
+    return event

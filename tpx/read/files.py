@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -62,11 +63,17 @@ class Files:
         self._open.clear()
 
     def preadv(self, file: str, buffers: Sequence[memoryview], offset: int) -> int:
+        with self.opened(file) as number:
+            return os.preadv(number, buffers, offset)
+
+    @contextmanager
+    def opened(self, file: str) -> Iterator[int]:
+        """The open file's number, which stays its own until the end. Raises CheckpointError."""
         with self._lock:
             entry = self._open.get(file) or self._opened(file)
             entry.users += 1
         try:
-            return os.preadv(entry.file.fileno(), buffers, offset)
+            yield entry.file.fileno()
         finally:
             with self._lock:
                 entry.users -= 1

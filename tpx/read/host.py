@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from ..plan.spans import Span
 from .arena import Arena
 from .batches import Batch, Laid, batches
-from .readers import Fill, Job, Waiting
+from .readers import Job, Readers, Waiting
 from .ring import Ring
 
 
@@ -26,15 +26,15 @@ class Host:
         for batch in batches(spans, most):
             yield Job(batch.bytes_read, batch.bytes_kept, partial(self._load, batch))
 
-    def _load(self, batch: Batch, fill: Fill) -> None:
+    def _load(self, batch: Batch, readers: Readers) -> None:
         left = list[Laid]()
         for at, read in batch.laid:
             places = self._arena.places(read)
             if places is None:
                 left.append(Laid(at, read))
             else:
-                fill(read, 0, [self._view[to : to + nbytes] for to, nbytes in places])
+                readers.fill(read, 0, [self._view[to : to + nbytes] for to, nbytes in places])
         if left and (buffer := self._ring.take()) is not None:
             for at, read in left:
-                fill(read, 0, [buffer.view[at : at + read.nbytes]])
+                readers.fill(read, 0, [buffer.view[at : at + read.nbytes]])
             self.waiting.put((left, buffer))

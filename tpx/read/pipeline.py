@@ -12,26 +12,26 @@ from ..plan.spans import Span
 from .arena import Arena
 from .batches import copies_of
 from .copies import scatter
-from .device import Device, Pieces
+from .device import Device
 from .files import Source
 from .host import Host
-from .readers import Readers
+from .jobs import jobs
+from .readers import Filled, Readers
 from .ring import Ring
 from .stats import ReadStats
 
 
 class Limits(NamedTuple):
-    """threads: that read. piece: bytes that one reads at a time; on a CPU, all of a buffer. most:
-    bytes of a buffer, a multiple of 4096. buffers: that there are at most."""
+    """threads: that read. most: bytes of a buffer, a multiple of 4096. buffers: that there are at
+    most."""
 
     threads: int
-    piece: int
     most: int
     buffers: int
 
 
-ON_CPU = Limits(threads=8, piece=4 << 20, most=4 << 20, buffers=4)
-ON_GPU = Limits(threads=16, piece=2 << 20, most=16 << 20, buffers=4)
+ON_CPU = Limits(threads=8, most=4 << 20, buffers=4)
+ON_GPU = Limits(threads=12, most=8 << 20, buffers=16)
 
 
 def load_spans(
@@ -41,7 +41,7 @@ def load_spans(
     stats: ReadStats,
     limits: Limits | None = None,
 ) -> None:
-    """Reads the spans into the arena. Of several errors the first in the order of the spans is
+    """Reads the spans into the arena. Of several errors the first in the order of the reads is
     raised, when no thread reads any more. Raises CheckpointError."""
     if arena.device.type == "cuda":
         _to_device(spans, source, arena, stats, limits or ON_GPU)
@@ -66,12 +66,12 @@ def _to_host(
 def _to_device(
     spans: Sequence[Span], source: Source, arena: Arena, stats: ReadStats, limits: Limits
 ) -> None:
-    ring = Ring(limits.buffers, limits.most, pin=True)
-    stats.pinned_bytes = max(stats.pinned_bytes, ring.nbytes)
+    ring, waiting = Ring(limits.buffers, limits.most, pin=True), SimpleQueue[Filled | None]()
     device = Device(arena, limits.most)
-    jobs = Pieces(ring, device, limits.most, limits.piece).jobs(spans)
-    try:
-        for _ in Readers(jobs, source, stats, ring.close).run(limits.threads, SimpleQueue()):
-            raise AssertionError("nothing is left to this thread")
-    finally:
-        stats.copy_seconds += device.finish()
+    todo = jobs(spans, source, arena, ring, device, waiting)
+    readers = Readers(todo, source, stats, ring.close)
+    with device.copying(), closing(readers.run(limits.threads, waiting)) as filled:
+        for laid, buffer in filled:
+            device.copy(laid, buffer)
+            ring.give(buffer, device.mark(buffer))
+    stats.copy_seconds += device.seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
@@ -17,8 +17,7 @@ from .stats import ReadStats
 
 PERIOD = 0.02  # seconds between two words to the progress
 NAME = "tpx-read"  # of a thread
-Fill = Callable[[Span, int, Sequence[memoryview]], None]  # a span's bytes from one on, into memory
-Filled = tuple[list[Laid], Buffer]  # reads, and the buffer that they are in
+Filled = tuple[Sequence[Laid], Buffer]  # reads, and the buffer that they are in
 Waiting = SimpleQueue[Filled | None]
 
 
@@ -28,7 +27,7 @@ class Job(NamedTuple):
 
     nbytes: int
     kept: int
-    load: Callable[[Fill], None]
+    load: Callable[[Readers], None]
 
 
 class Readers:
@@ -91,7 +90,7 @@ class Readers:
         try:
             while (taken := self._next()) is not None:
                 number, job = taken
-                job.load(self._fill)
+                job.load(self)
                 with self._counting:
                     self._nbytes += job.nbytes
                     self._kept += job.kept
@@ -105,13 +104,20 @@ class Readers:
         with self._taking:
             return None if self._stop else next(self._jobs, None)
 
-    def _fill(self, read: Span, begin: int, views: Sequence[memoryview]) -> None:
+    def fill(self, read: Span, begin: int, views: Sequence[memoryview]) -> None:
+        """The read's bytes from `begin` on, into memory. Raises CheckpointError."""
+        with self.reading():
+            fill(self._source, read, views, begin)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """While a thread reads."""
         with self._counting:
             if not self._filling:
                 self._since = time.perf_counter()
             self._filling += 1
         try:
-            fill(self._source, read, views, begin)
+            yield
         finally:
             with self._counting:
                 self._filling -= 1

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
 from .arena import empty
 
+PAGE = 4096  # bytes; pages are larger on some machines
+PORTABLE = 1  # cudaHostRegister's: page-locked for every GPU of the process
+
 
 class Fence(Protocol):
     """Something on a device that must have happened."""
+
+    def query(self) -> bool: ...
 
     def synchronize(self) -> None: ...
 
@@ -30,14 +37,18 @@ class Buffer:
 
 
 class Ring:
-    """Up to `count` buffers of `nbytes`, each made when it is first needed, by the thread that
-    needs it. pin: in page-locked memory, from where a GPU copies directly."""
+    """Up to `count` buffers of `most` bytes, each made when it is first needed, by the thread that
+    needs it. pin: page-locked, as long as the ring lives, for the current GPU to copy from."""
 
-    def __init__(self, count: int, nbytes: int, pin: bool = False):
-        self.nbytes = count * nbytes
-        self._each, self._pin, self._left = nbytes, pin, count
+    def __init__(self, count: int, most: int, pin: bool = False):
+        self.most = most
         self._lock = threading.Lock()
         self._free: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
+        data = empty(count * most, torch.device("cpu"))
+        self._unmade = (data[start : start + most] for start in range(0, len(data), most))
+        self._gpu = torch.cuda.current_device() if pin else None
+        self._locked = list[int]()  # addresses
+        weakref.finalize(self, _unlock, self._locked).atexit = False  # the process ends
 
     def take(self) -> Buffer | None:
         """The one that has been free the longest, once what was in it has been copied; waits until
@@ -45,12 +56,14 @@ class Ring:
         try:
             buffer = self._free.get_nowait()
         except queue.Empty:
-            if self._may_make():
-                return self._made()
+            with self._lock:
+                data = next(self._unmade, None)
+            if data is not None:
+                return self._made(data)
             buffer = self._free.get()
         if buffer is None:
             self.close()  # for the next one who waits
-        elif buffer.used is not None:
+        elif buffer.used is not None and not buffer.used.query():
             buffer.used.synchronize()
         return buffer
 
@@ -62,12 +75,22 @@ class Ring:
     def close(self) -> None:
         self._free.put(None)
 
-    def _may_make(self) -> bool:
-        with self._lock:
-            self._left -= 1
-            return self._left >= 0
+    def _made(self, data: torch.Tensor) -> Buffer:
+        if self._gpu is not None:
+            data[::PAGE] = 0  # by this thread: the driver clears one buffer's pages after another's
+            with torch.cuda.device(self._gpu):
+                _lock(data)
+            self._locked.append(data.data_ptr())
+        return Buffer(data)
 
-    def _made(self) -> Buffer:
-        if self._pin:
-            return Buffer(torch.empty(self._each, dtype=torch.uint8, pin_memory=True))
-        return Buffer(empty(self._each, torch.device("cpu")))
+
+def _lock(data: torch.Tensor) -> None:
+    """Page-locks memory that there is: five times as fast as to have the driver allocate it."""
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    torch.cuda.check_error(runtime.cudaHostRegister(data.data_ptr(), data.nbytes, PORTABLE))
+
+
+def _unlock(addresses: Sequence[int]) -> None:
+    for address in addresses:
+        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        torch.cuda.check_error(runtime.cudaHostUnregister(address))

@@ -23,8 +23,8 @@ def anonymous_bytes() -> int:
 class ReadStats:
     """bytes_read: of files. bytes_kept: of these, in the checkpoint's form. read_seconds: in which
     at least one read was under way. copy_seconds: in which bytes were moved, cast or on their way
-    to a device. host_peak: the most anonymous and page-locked memory since this was made, bytes.
-    pinned_bytes: the page-locked part. progress: told after every read."""
+    to a device. host_peak: the most anonymous memory since this was made, bytes, page-locked or
+    not. progress: told after every read."""
 
     progress: Progress | None = None
     bytes_read: int = 0
@@ -32,7 +32,6 @@ class ReadStats:
     read_seconds: float = 0.0
     copy_seconds: float = 0.0
     host_peak: int = 0
-    pinned_bytes: int = 0  # which the kernel does not count as anonymous
     _before: int = field(default_factory=anonymous_bytes)
     _looked: float = field(default_factory=time.monotonic)
 
@@ -46,5 +45,4 @@ class ReadStats:
 
     def look_at_memory(self) -> None:
         self._looked = time.monotonic()
-        now = anonymous_bytes() - self._before + self.pinned_bytes
-        self.host_peak = max(self.host_peak, now)
+        self.host_peak = max(self.host_peak, anonymous_bytes() - self._before)

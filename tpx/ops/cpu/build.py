@@ -1,4 +1,4 @@
-"""Builds native.cpp with the machine's own compiler, once a machine, and opens the result.
+"""Builds C++ with the machine's own compiler, once a machine, and opens the result.
 
 It is plain C++ without torch's headers, so that this takes a few seconds and needs nothing but
 a compiler. The cache is keyed by the source, the flags and what the processor can do.
@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -34,6 +35,13 @@ class BuildError(Exception):
     """Why there is no library, in words that follow a colon."""
 
 
+class Code(NamedTuple):
+    """sources: the first is compiled, and includes the others. The library has its name."""
+
+    sources: tuple[Path, ...]
+    flags: tuple[str, ...]
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The built operations; None where they cannot be built, which is logged once."""
@@ -49,26 +57,28 @@ def cache_folder() -> Path:
     return Path(torch.hub.get_dir()).parent / "tpx"
 
 
-def open_library(folder: Path) -> ctypes.CDLL:
-    """From the folder, built there first if need be. Raises BuildError and OSError."""
-    target = folder / f"native-{fingerprint()}.so"
+def open_library(folder: Path, code: Code | None = None) -> ctypes.CDLL:
+    """From the folder, built there first if need be; None: the operations. Raises BuildError and
+    OSError."""
+    code = code or Code(SOURCES, FLAGS)
+    target = folder / f"{code.sources[0].stem}-{fingerprint(code)}.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as lock:  # ranks wait for the one that builds
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.exists():
-                compile_to(target)
+                compile_to(target, code)
     return ctypes.CDLL(str(target))
 
 
-def compile_to(target: Path) -> None:
+def compile_to(target: Path, code: Code) -> None:
     """Builds a file of another name and renames it: whatever has the name `target` is whole."""
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise BuildError(f"none of {', '.join(f'`{name}`' for name in COMPILERS)} is installed")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         built = Path(folder) / target.name
-        command = [compiler, *FLAGS, "-shared", str(SOURCES[0]), "-o", str(built)]
+        command = [compiler, *code.flags, "-shared", str(code.sources[0]), "-o", str(built)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode != 0:
             said = [line for line in done.stderr.splitlines() if "error" in line]
@@ -76,9 +86,10 @@ def compile_to(target: Path) -> None:
         os.replace(built, target)
 
 
-def fingerprint() -> str:
+def fingerprint(code: Code | None = None) -> str:
     """Of all that the built file depends on, but for the compiler's version."""
-    parts = (*(file.read_text() for file in SOURCES), *FLAGS, platform.machine(), processor())
+    sources, flags = code or Code(SOURCES, FLAGS)
+    parts = (*(file.read_text() for file in sources), *flags, platform.machine(), processor())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
