@@ -24,7 +24,7 @@ LAYERS = [
     (6, r"tpx\.(models(\..*)?|text)"),
     (7, r"tpx\.(params|results|engine(\..*)?)"),
     (8, r"tpx(\.(worker|llm|agree|answer|arguments|prompts|generate|bench|cli(\..*)?|__main__))?"),
-    (8, r"tpx\.(simulate|recording|narrow|verify|blame|trial)"),
+    (8, r"tpx\.(simulate|recording|narrow|verify|blame|trial|selftest)"),
 ]
 TORCH_FREE = (
     r"tpx|tpx\.(errors|split|mesh|version|files|new_folder|strict_json|index|config|params)"

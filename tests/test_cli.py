@@ -41,7 +41,7 @@ def test_help_names_the_commands(capsys, words):
 def test_the_launchers_help_fits_a_terminal(capsys):
     code, out, _ = run(capsys, "launch", "--help")
     assert code == 0
-    assert out.startswith("Usage: tpx launch [FLAGS] [SCRIPT | -m MODULE] [ARGS...]\n")
+    assert out.startswith("Usage: tpx launch [FLAGS] [RECIPE] [SCRIPT | -m MODULE] [ARGS...]\n")
     assert max(map(len, out.splitlines())) <= 80
     assert len(out.splitlines()) < 60
 
@@ -53,7 +53,7 @@ def test_the_launchers_help_fits_a_terminal(capsys):
          "error: tpx has no command `lanch`\n\nhint: did you mean `launch`, `plan` or `bench`?\n"),
         (("run",),
          "error: tpx has no command `run`\n\n"
-         "hint: use `launch`, `plan`, `shard`, `verify`, `bench` or `doctor`\n"),
+         "hint: use `launch`, `plan`, `shard`, `verify`, `bench`, `render` or `doctor`\n"),
         (("--versoin",), "error: tpx has no flag `--versoin`\n\nhint: did you mean `--version`?\n"),
         (("launch", "--modle", "x"),
          "error: `tpx launch` has no flag `--modle`\n\n"

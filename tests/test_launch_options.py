@@ -58,7 +58,7 @@ def test_help_is_asked_for(words):
 
 def test_every_flag_fills_an_option():
     assert {flag.field for flag in all_flags().values()} == set(Options.__slots__) - {
-        "target", "module", "args"
+        "target", "module", "args", "recipe", "hardware", "environment"
     }  # fmt: skip
 
 
@@ -75,7 +75,8 @@ def test_every_flag_fills_an_option():
          "give a whole number from 1 up, or `auto`: one rank a GPU, two on CPU"),
         (["--nproc-per-node=0"], "`--nproc-per-node 0` is no number of ranks",
          "give a whole number from 1 up, or `auto`: one rank a GPU, two on CPU"),
-        (["--device", "tpu"], "`--device tpu` is unknown", "use `cpu` or `cuda`"),
+        (["--device", "tpu"], "`--device tpu` is unknown",
+         "use `cpu`, `cuda`, `h100` or `h200`"),
         (["--nnodes", "3:2"], "`--nnodes 3:2` is no number of nodes", "give `N`, or `MIN:MAX`"),
         (["--nnodes", "0"], "`--nnodes 0` is no number of nodes", "give `N`, or `MIN:MAX`"),
         (["--master-port", "70000"], "`--master-port 70000` is no port",

@@ -14,7 +14,7 @@ from tiny import tiny_checkpoint
 from tpx.cli.flags import parse
 from tpx.cli.main import main
 from tpx.errors import TpxError
-from tpx.launch import preflight as module, wants
+from tpx.launch import hardware, preflight as module
 from tpx.launch.devices import Gpu
 from tpx.launch.preflight import preflight
 
@@ -216,7 +216,7 @@ def test_on_gpus_auto_plans_for_their_speed_and_memory(here, tiny, monkeypatch):
     monkeypatch.setattr(module, "count_gpus", lambda environ: 4)
     for memory, mesh in ((80 * 2**30, "dp 4 x edp 4"), (1000, None)):
         gpu = Gpu("NVIDIA H100 80GB HBM3", memory)
-        monkeypatch.setattr(wants, "smallest_gpu", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(hardware, "smallest_gpu", lambda gpu=gpu: gpu)
         words = ("--model", tiny, "--tp-plan", "auto", "train.py")
         if mesh is None:
             with pytest.raises(TpxError, match="no plan for 4 ranks fits 1,000 bytes"):
@@ -229,7 +229,7 @@ def test_a_gpu_with_room_for_a_short_context_alone_is_not_refused(here, tiny, mo
     """`auto` plans for long contexts; where they do not fit it plans for what does."""
     monkeypatch.setattr(module, "count_gpus", lambda environ: 2)
     gpu = Gpu("NVIDIA H100 80GB HBM3", 10**9 + 600_000)
-    monkeypatch.setattr(wants, "smallest_gpu", lambda: gpu)
+    monkeypatch.setattr(hardware, "smallest_gpu", lambda: gpu)
     text = job("--model", tiny, "--tp-plan", "auto", "train.py").run_dir / "plan.yaml"
     assert "(at 1 sequence of 1 token in all)." in text.read_text()
 

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 
+import pytest
 from rich.console import Console
 
 from tpx.launch.progress import (
@@ -49,6 +50,13 @@ def test_the_latest_record_counts(tmp_path):
     found = [state[:5] for state in read_all(tmp_path)]
     assert found == [(0, "load", 1, 2, 2), (1, "load", 7, 10**9, 5)]
     assert all(len(path.read_bytes()) == 128 for path in tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_does_not_stop_the_work(tmp_path):
+    (tmp_path / "0").symlink_to("/dev/full")
+    write(tmp_path, 0, 1, 2).close()
+    with (tmp_path / "0").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        file.write(b"x")
 
 
 def test_a_rank_that_has_written_nothing_has_no_state(tmp_path):

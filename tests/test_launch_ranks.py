@@ -106,7 +106,15 @@ def test_any_script_runs_and_is_started_again(tmp_path):
     for rank in range(2):
         assert seen[rank] == [["$HOME", "$$", ""], False, str(rank), str(rank), "2", "2", threads,
                               str(tmp_path / "out"), "named/before", None]  # fmt: skip
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["errors"]
+    kept = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert kept == [
+        "errors",
+        "events.jsonl",
+        "preflight.json",
+        "rank0.out",
+        "rank1.out",
+        "run.json",
+    ]
 
 
 def test_one_rank_raises_and_one_error_names_it(tmp_path):
@@ -120,7 +128,8 @@ def test_one_rank_raises_and_one_error_names_it(tmp_path):
         "    step(torch.ones(1))\n"
         f'  File "{script}", line 4, in step\n'
         '    raise ValueError("boom")\n'
-        "ValueError: boom\n"
+        "ValueError: boom\n\n"
+        "1 other rank ended with it\n"
     )
 
 

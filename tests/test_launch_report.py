@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from tpx.launch import report
+from tpx.launch import memory
 from tpx.launch.elastic import Failure
-from tpx.launch.report import Record, ending, headline, read_records
+from tpx.launch.report import Memory, Record, ending, headline, read_records
 
 TERM, KILL = -15, -9
 
@@ -25,7 +25,9 @@ def lost(rank: int, at: int) -> Record:
 def test_the_earliest_record_is_the_cause():
     failures = [Failure(0, 1), Failure(1, 1)]
     found = ending(failures, [raised(1, 5), raised(0, 7, "KeyError: 'x'")], 2)
-    assert found == (4, "error: rank 1 raised `ValueError: boom`\n\nshort")
+    assert found == (
+        4, "error: rank 1 raised `ValueError: boom`\n\nshort\n\n1 other rank ended with it"
+    )  # fmt: skip
 
 
 def test_a_rank_that_lost_its_connection_is_not_the_cause():
@@ -82,10 +84,12 @@ def test_a_record_is_worth_more_than_a_kill_that_follows_it():
 
 
 def test_memory_that_ran_out_is_said():
-    found = ending([Failure(0, KILL)], [], 1, out_of_memory=True)
+    found = ending([Failure(0, KILL)], [], 1, memory=Memory({0: 61_200_000_000}, ran_out=True))
     assert found.text.endswith(
-        "hint: this machine ran out of memory: use more ranks, or a smaller model"
+        "hint: this machine, or its container, ran out of memory with 61.2 GB in use by this rank: "
+        "use more ranks, or a smaller model"
     )
+    assert "the kernel kills so" in ending([Failure(0, KILL)], [], 1, memory=Memory({0: 5})).text
 
 
 def test_an_error_that_all_ranks_found_is_shown_as_one():
@@ -130,8 +134,67 @@ def test_records_of_the_last_attempt_count(tmp_path):
     assert [(r.rank, r.time_ns) for r in read_records(tmp_path)] == [(1, 5), (0, 9)]
 
 
-def test_kills_for_memory_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "OOM_COUNT", tmp_path / "memory.events")
-    assert report.count_oom_kills() == 0
-    (tmp_path / "memory.events").write_text("low 0\noom 2\noom_kill 3\noom_group_kill 0\n")
-    assert report.count_oom_kills() == 3
+@pytest.mark.parametrize(
+    ("line", "file", "text"),
+    [
+        ("0::/mine", "mine/memory.events", "low 0\noom 2\noom_kill 3\noom_group_kill 0\n"),
+        ("0::/from/outside", "memory.events", "oom_kill 3\n"),
+        ("4:cpu,memory:/mine", "memory/mine/memory.oom_control", "under_oom 0\noom_kill 3\n"),
+        ("4:memory:/mine", "memory/memory.oom_control", "oom_kill_disable 0\noom_kill 3\n"),
+    ],
+)
+def test_kills_for_memory_are_counted_in_both_versions(tmp_path, monkeypatch, line, file, text):
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "SELF", tmp_path / "self")
+    assert memory.count_oom_kills() == 0
+    (tmp_path / "self").write_text(f"7:cpuset:/other\n{line}\n")
+    assert memory.count_oom_kills() == 0
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
+    assert memory.count_oom_kills() == 3
+
+
+def test_of_ends_whose_times_are_known_the_first_is_the_cause():
+    """A rank that ignores the end of the others is killed by the launcher."""
+    assert ending([Failure(0, KILL, 9), Failure(1, 3, 5)], [], 2).text == (
+        "error: rank 1 ended with exit code 3"
+    )
+    assert ending([Failure(0, -6, 9), Failure(1, KILL, 5)], [], 2).exit_code == 5
+    found = ending([Failure(0, 1, 9), Failure(1, KILL, 5)], [raised(0, 8)], 2)
+    assert found.text.startswith("error: rank 1 was killed by `SIGKILL`")
+    found = ending([Failure(0, 1, 6), Failure(1, KILL, 9)], [raised(0, 5)], 2)
+    assert found.text.startswith("error: rank 0 raised `ValueError: boom`")
+    found = ending([Failure(0, TERM, 7), Failure(1, TERM, 5)], [], 2)
+    assert found.text.startswith("error: rank 1 was killed by `SIGTERM`")
+
+
+def test_other_ranks_are_counted():
+    failures = [Failure(rank, 1) for rank in range(4)]
+    same = [raised(rank, rank) for rank in range(3)]
+    tails = [ending(failures, same[:count], 4).text.rpartition("\n\n")[2] for count in (1, 2, 3)]
+    assert tails == [
+        "3 other ranks ended with it",
+        "1 other rank raised the same, 2 more ended with them",
+        "2 other ranks raised the same, 1 more ended with them",
+    ]
+    assert ending(failures, same, 3).text.endswith("\n\n2 other ranks raised the same")
+
+
+def test_every_rank_can_be_asked_for_its_traceback():
+    records = [raised(0, 1, full_traceback="first"), lost(1, 2)._replace(full_traceback="second")]
+    found = ending([Failure(0, 1), Failure(1, 1)], records, 2, full=True)
+    assert found.text == (
+        "error: rank 0 raised `ValueError: boom`\n\nrank 0:\nfirst\n\nrank 1:\nsecond\n\n"
+        "1 other rank ended with it"
+    )
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["MemoryError", "RuntimeError: [enforce fail] can't allocate memory: you tried to allocate 8",
+     "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."],
+)  # fmt: skip
+def test_memory_that_a_rank_could_not_get_is_said(message):
+    assert ending([Failure(0, 1)], [raised(0, 1, message)], 1).text.endswith(
+        "\n\nhint: rank 0 ran out of memory: use more ranks, or a smaller model"
+    )

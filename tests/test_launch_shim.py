@@ -114,6 +114,23 @@ def test_a_traceback_keeps_its_last_frame_where_all_are_internal(tmp_path):
     assert record["message"] == "IndexError: list index out of range"
 
 
+def test_a_full_disk_does_not_end_a_rank(tmp_path):
+    write_script(tmp_path, "print('ran')")
+    (tmp_path / "run/beats").mkdir(parents=True)
+    (tmp_path / "run/beats/0").symlink_to("/dev/full")
+    done, record = run(tmp_path, "script", "script.py")
+    assert (done.returncode, done.stdout, done.stderr, record) == (0, "ran\n", "", None)
+
+
+def test_an_error_that_cannot_be_recorded_is_printed(tmp_path):
+    write_script(tmp_path, "raise ValueError('boom')")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/errors").symlink_to("/dev/full")
+    done, record = run(tmp_path, "script", "script.py")
+    assert (done.returncode, record) == (1, None)
+    assert done.stderr.endswith("ValueError: boom\n")
+
+
 def test_a_syntax_error_is_recorded_with_its_line(tmp_path):
     script = write_script(tmp_path, "x = 1\ny = (")
     done, record = run(tmp_path, "script", "script.py")

@@ -1,5 +1,5 @@
-"""Shipped plans, kernels and the page of `tpx plan explain` are found from a wheel, an editable
-install and a bare source tree."""
+"""Shipped plans, recipes, kernels and the page of `tpx plan explain` are found from a wheel, an
+editable install and a bare source tree."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ LIST_PLANS = (
     "from tpx.cli.plan_html import TEMPLATE; assert '$body' in TEMPLATE.read_text();"
     "from tpx.kernels.local import find_local; from tpx.kernels.operations import PACKAGES;"
     "folders = [find_local(package) for package in PACKAGES];"
+    "from tpx.launch.recipe import recipe_folder, shipped_recipes;"
+    "from tpx.cli.render import KINDS;"
+    "assert len(shipped_recipes()) > 5;"
+    "assert all((recipe_folder() / 'templates' / file).is_file() for file, _ in KINDS.values());"
     "assert 'torch' not in sys.modules;"
     "print(plan_folder()); print(*sorted(shipped_plans('gpt_oss'))); print(*folders)"
 )
@@ -46,7 +50,7 @@ def seen_from(python_path: Path | None, cwd: Path) -> tuple[Path, list[str], set
 def wheel(tmp_path_factory):
     """Built from a copy, so that no build folder is left in the tree."""
     copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("tpx", "plans", "kernels", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("tpx", "plans", "launch", "kernels", "pyproject.toml", "README.md", "LICENSE"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -257,9 +256,9 @@ class Groups:
         self._log = _Log()
         self._made: dict[tuple[int, ...], Any] = {}
         every = {name: mesh.groups(name) for name in GROUPS} | {"node": mesh.nodes(local_world)}
-        for ranks in chain.from_iterable(every.values()):
+        for name, ranks in ((name, ranks) for name, found in every.items() for ranks in found):
             if 1 < len(ranks) < mesh.world and ranks not in self._made:
-                self._made[ranks] = distributed.new_group(list(ranks))
+                self._made[ranks] = distributed.new_group(list(ranks), group_desc=name)
         mine = {name: next(g for g in found if rank in g) for name, found in every.items()}
         self._groups = {name: self._group(name, ranks) for name, ranks in mine.items()}
         self.none = self._group("none", (rank,))

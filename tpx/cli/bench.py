@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         job = preflight(options)
         if job.nproc == 1:
             raise PlanError("links are measured between ranks, and there is one", "use `--nproc 2`")
-        ending = supervise(job)
+        ending = supervise(job, options)
         if ending.exit_code:
             print(ending.text, file=sys.stderr)
             return ending.exit_code

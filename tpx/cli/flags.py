@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import PlanError, nearest, or_list
 from ..hub import DOWNLOADS
+from ..launch.checks import MODES
 from ..launch.command import MAX_TOKENS, PROMPT
 from ..launch.options import (
     Options,
@@ -23,6 +24,8 @@ from ..launch.options import (
     whole,
     words,
 )  # fmt: skip
+from ..launch.recipe import find_recipe, is_recipe
+from ..plan.device import DEVICES
 
 Reader = Callable[[str, str], Any]
 
@@ -45,11 +48,23 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "Ranks": (
         Flag("--nproc", "N|auto", "ranks on this machine: one a GPU, or two on CPU", nproc,
              ("--nproc-per-node",)),
-        Flag("--device", "cpu|cuda", "default: cuda where a GPU is visible", words("cpu", "cuda")),
+        Flag("--device", "cpu|cuda", "default: cuda where a GPU is visible",
+             words(*dict.fromkeys(("cpu", "cuda", *DEVICES)))),
         Flag("--max-restarts", "N", "start all ranks again after a failure", whole(0)),
         Flag("--run-dir", "DIR", "records of the run (default: runs/<time>)"),
-        Flag("--traceback", "", "show every frame of an error", None),
-        Flag("--shutdown-timeout", "S", "seconds to end after a signal", whole(0)),
+        Flag("--traceback", "", "show every frame of an error, of every rank", None),
+        Flag("--prefix", "HOW", "lines by their rank, like ones once: auto (on a terminal),\n"
+             "always or never", words("auto", "always", "never")),
+        Flag("--hang-timeout", "S", "seconds without any progress that end a job whose ranks\n"
+             "wait for each other (default: 120; 0: never)", whole(0)),
+        Flag("--shutdown-timeout", "S", "seconds to end after a signal or a failure (default: 3)",
+             whole(0)),
+    ),
+    "Checks": (
+        Flag("--preflight", "HOW", "strict (default), warn: start in spite of faults, or off",
+             words(*MODES)),
+        Flag("--dry-run", "", "say what would start, and where; start nothing", None),
+        Flag("--world", "N", "with --dry-run --device h100|h200|cpu: ranks elsewhere", whole(1)),
     ),
     "Model": (
         Flag("--model", "PATH|ID", "a folder or a Hugging Face id; a script sees TPX_MODEL"),
@@ -77,11 +92,12 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--master-port", "PORT", "default: a free one; 29500 with --master-addr", port),
         Flag("--rdzv-backend", "NAME", "static or c10d",
              words("static", "c10d", "etcd", "etcd-v2")),
-        Flag("--rdzv-endpoint", "HOST:PORT", "where the machines meet"),
+        Flag("--rdzv-endpoint", "HOST:PORT", "where the machines meet", also=("--rdzv",)),
         Flag("--rdzv-id", "ID", "the job's name there"),
         Flag("--rdzv-conf", "K=V,...", "more settings of the backend", rdzv_conf),
         Flag("--local-addr", "HOST", "this machine's address"),
         Flag("--standalone", "", "one machine, a free port (default)", None),
+        Flag("--slurm", "", "all of these from the variables of a Slurm step", None),
     ),
 }  # fmt: skip
 
@@ -93,24 +109,44 @@ def all_flags() -> dict[str, Flag]:
 
 
 def parse(argv: Sequence[str]) -> Options | None:
-    """None: help was asked for. Raises PlanError on a wrong flag or value."""
+    """None: help was asked for. Raises PlanError on a wrong flag or value, or a wrong recipe."""
     known = all_flags()
+    recipe: dict[str, Any] = {}
     found: dict[str, Any] = {}
     rest = list(argv)
-    while rest and rest[0].startswith("-") and rest[0] != "-":
+    while rest:
         word = rest.pop(0)
-        if word in ("-h", "--help"):
+        if not recipe and is_recipe(word):
+            recipe = from_recipe(word, known)
+        elif word in ("-h", "--help"):
             return None
-        if word in ("-m", "--module"):
+        elif word in ("-m", "--module"):
             if not rest:
                 raise PlanError("`-m` needs a module", "`tpx launch -m MODULE`")
-            return Options(**found, target=rest[0], module=True, args=tuple(rest[1:]))
-        if word == "--":
+            found |= {"target": rest[0], "module": True, "args": tuple(rest[1:])}
             break
-        take(word, rest, known, found)
-    if not rest:
-        return Options(**found)
-    return Options(**found, target=rest[0], args=tuple(rest[1:]))
+        elif word in ("--", "-") or not word.startswith("-"):
+            script = rest if word == "--" else [word, *rest]
+            if script:
+                found |= {"target": script[0], "args": tuple(script[1:])}
+            break
+        else:
+            take(word, rest, known, found)
+    return Options(**recipe | found)
+
+
+def from_recipe(name: str, known: dict[str, Flag]) -> dict[str, Any]:
+    """The options that a recipe gives. Raises PlanError."""
+    recipe = find_recipe(name)
+    found: dict[str, Any] = {}
+    for flag, value in recipe.flags().items():
+        switch = f"--{flag}" in known and known[f"--{flag}"].read is None and value == "true"
+        try:
+            take(f"--{flag}" if switch else f"--{flag}={value}", [], known, found)
+        except PlanError as error:
+            raise PlanError(f"recipe `{name}`: {error.message}", error.hint) from None
+    named = {"recipe": name, "hardware": recipe.device}
+    return found | named | {"environment": tuple(recipe.environment.items())}
 
 
 def take(word: str, rest: list[str], known: dict[str, Flag], found: dict[str, Any]) -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from textwrap import wrap
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..launch.checks import warnings
 from ..launch.command import generation
 from ..launch.options import Options
-from ..launch.preflight import preflight
+from ..launch.preflight import Job, preflight
+from ..launch.recipe import shipped_recipes
+from ..launch.roll_call import call_of, differ, differences, roll_call
 from ..launch.supervise import supervise
 from ..params import SamplingParams
 from .flags import FLAGS, Flag, parse
 
-USAGE = "tpx launch [FLAGS] [SCRIPT | -m MODULE] [ARGS...]"
+USAGE = "tpx launch [FLAGS] [RECIPE] [SCRIPT | -m MODULE] [ARGS...]"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -28,12 +32,31 @@ def run(argv: Sequence[str]) -> int:
     if options.target is None:
         check_sampling(options)
     job = preflight(options)
-    if job.note:
-        print(job.note, file=sys.stderr, flush=True)
-    ending = supervise(job, options.traceback)
+    if options.dry_run:
+        from .dry_run import draw  # no run pays for it
+
+        return draw(job, options.recipe, Console(highlight=False))
+    for line in (*warnings(job.survey.checks), job.note):
+        if line:
+            print(line, file=sys.stderr, flush=True)
+    if options.preflight != "off":
+        meet(job, options.preflight)
+    ending = supervise(job, options)
     if ending.text:
         print(ending.text, file=sys.stderr)
     return ending.exit_code
+
+
+def meet(job: Job, mode: str) -> None:
+    """On several machines: waits until all have come, and compares them. Raises LaunchError."""
+    call = call_of(job)
+    if call is None:
+        return
+    found = differences(roll_call(call, lambda line: print(line, file=sys.stderr, flush=True)))
+    if found and mode == "strict":
+        raise differ(found)
+    for line in found:
+        print(f"warning: the machines differ: {line}", file=sys.stderr, flush=True)
 
 
 def check_sampling(options: Options) -> None:
@@ -51,10 +74,11 @@ def print_help() -> None:
     for title, flags in FLAGS.items():
         console.print(Text(f"\n{title}", style="bold"))
         console.print(help_table(flags))
+    console.print("\n" + "\n".join(wrap(f"Recipes: {', '.join(shipped_recipes())}", 78)))
     console.print(
         "\nExit codes: 2 usage or plan, 3 checkpoint or machine, 4 a rank raised, 5 a\n"
-        "rank was killed, 7 rendezvous, 70 a bug in tpx, 130 Ctrl-C. A script's own\n"
-        "sys.exit(n) passes through."
+        "rank was killed, 6 hang, 7 rendezvous, 70 a bug in tpx, 130 Ctrl-C. A script's\n"
+        "own sys.exit(n) passes through."
     )
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "shard": "write a checkpoint as one file a rank, cut by a plan",
     "verify": "run a plan on real ranks against one rank, and compare",
     "bench": "measure the links between ranks, for `tpx plan auto`",
+    "render": "write the file that Slurm, Kubernetes or SkyPilot takes",
     "doctor": "what this machine has, and which kernels run on it",
 }
 
@@ -57,10 +58,9 @@ def dispatch(argv: list[str]) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"tpx {__version__}")
         return 0
-    if argv[0] == "launch":
-        from . import launch
-
-        return launch.run(argv[1:])
+    if argv[0] in ("launch", "render"):  # their flags end where a script begins
+        command = import_module(f".{argv[0]}", __package__)
+        return int(command.run(argv[1:]))
     if argv[0] in COMMANDS:
         command = import_module(f".{argv[0]}", __package__)
         return int(command.run(parse(command, argv)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, PlanError
-from ..launch.preflight import fetch
+from ..launch.model import fetch
 from ..new_folder import check_target, leftovers
 from ..plan.manifest import MANIFEST, is_sharded, read_manifest
 from ..plan.prepare import prepare

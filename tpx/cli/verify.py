@@ -60,8 +60,9 @@ def run(args: argparse.Namespace) -> int:
             target="tpx.verify",
             module=True,
             args=(json.dumps(trial._asdict()),),
+            traceback=args.traceback,
         )
-        ending = supervise(preflight(options), args.traceback)
+        ending = supervise(preflight(options), options)
         if ending.exit_code:
             print(ending.text, file=sys.stderr)
             return ending.exit_code

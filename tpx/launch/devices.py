@@ -43,18 +43,22 @@ def count_gpus(environ: Mapping[str, str] | None = None) -> int:
 
 
 def count_visible(listed: str, uuids: list[str]) -> int:
-    """Entries of CUDA_VISIBLE_DEVICES that name a device. CUDA stops at the first that does not,
-    and sees none at all where one is named twice (CUDA C++ programming guide, environment
-    variables). MIG devices are taken as they are, since only CUDA can tell."""
+    return len(visible(listed, uuids))
+
+
+def visible(listed: str, uuids: list[str]) -> list[str | int]:
+    """The devices that CUDA_VISIBLE_DEVICES names, by index, in its order. CUDA stops at the first
+    entry that names none, and sees none at all where one is named twice (CUDA C++ programming
+    guide, environment variables). MIG devices are taken as they are, since only CUDA can tell."""
     seen: list[str | int] = []
     for entry in (part.strip() for part in listed.split(",")):
         device = find_device(entry, uuids)
         if device is None:
             break
         if device in seen:
-            return 0
+            return []
         seen.append(device)
-    return len(seen)
+    return seen
 
 
 def find_device(entry: str, uuids: list[str]) -> str | int | None:
@@ -99,26 +103,31 @@ def ask_nvml(question: Callable[[Any, int], T]) -> list[T] | None:
 
 def nvml_gpu(nvml: Any, i: int) -> Gpu | None:
     """None where the driver does not say, as for a device cut by MIG."""
-    device, text, memory = ctypes.c_void_p(), ctypes.create_string_buffer(96), NvmlMemory()
-    if nvml.nvmlDeviceGetHandleByIndex_v2(i, ctypes.byref(device)) != 0:
+    device, memory = nvml_handle(nvml, i), NvmlMemory()
+    if device is None or nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) != 0:
         return None
-    if nvml.nvmlDeviceGetName(device, text, 96) != 0:
-        return None
-    if nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) != 0:
-        return None
+    name = nvml_text(nvml.nvmlDeviceGetName, device)
     major, minor = ctypes.c_int(), ctypes.c_int()
     pointers = ctypes.byref(major), ctypes.byref(minor)
     told = nvml.nvmlDeviceGetCudaComputeCapability(device, *pointers) == 0
-    capability = (major.value, minor.value) if told else None
-    return Gpu(text.value.decode(), memory.total, capability)
+    return Gpu(name, memory.total, (major.value, minor.value) if told else None) if name else None
 
 
 def nvml_uuid(nvml: Any, i: int) -> str:
     """`GPU-...`, or "" where the driver does not say."""
-    device, text = ctypes.c_void_p(), ctypes.create_string_buffer(96)
-    if nvml.nvmlDeviceGetHandleByIndex_v2(i, ctypes.byref(device)) != 0:
-        return ""
-    return text.value.decode() if nvml.nvmlDeviceGetUUID(device, text, 96) == 0 else ""
+    device = nvml_handle(nvml, i)
+    return "" if device is None else nvml_text(nvml.nvmlDeviceGetUUID, device)
+
+
+def nvml_handle(nvml: Any, i: int) -> Any:
+    device = ctypes.c_void_p()
+    return device if nvml.nvmlDeviceGetHandleByIndex_v2(i, ctypes.byref(device)) == 0 else None
+
+
+def nvml_text(ask: Callable[[Any, Any, int], int], device: Any) -> str:
+    """What a function of NVML writes, or "" where it fails."""
+    text = ctypes.create_string_buffer(96)
+    return text.value.decode() if ask(device, text, 96) == 0 else ""
 
 
 def driver_count() -> int:

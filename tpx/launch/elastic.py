@@ -6,20 +6,31 @@ Imports torch inside `launch`, after all checks. Knows nothing of models, and pr
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import LaunchError
 from .preflight import Job
 
+Streams = Callable[[str, Mapping[int, int]], dict[int, str]]  # see logs.Logs.paths
+
 
 class Failure(NamedTuple):
-    """A rank that did not end well, as the launcher saw it; code: negative for a signal."""
+    """A rank that did not end well, as the launcher saw it; code: negative for a signal. time_ns:
+    of its end, 0 where it is not known."""
 
     rank: int
     code: int
+    time_ns: int = 0
+
+    def order(self) -> tuple[float, bool]:
+        """The earliest first; of those whose time is not known, one that was killed first, since
+        others fail because of it."""
+        return self.time_ns or math.inf, self.code > 0
 
 
 class Outcome(NamedTuple):
@@ -29,8 +40,9 @@ class Outcome(NamedTuple):
     signal: signal.Signals | None = None
 
 
-def launch(job: Job) -> Outcome:
-    """Runs the job to its end. Raises LaunchError (7) where the ranks cannot meet."""
+def launch(job: Job, streams: Streams) -> Outcome:
+    """Runs the job to its end. streams: where ranks shall write "out" and "err". Raises LaunchError
+    (7) where the ranks cannot meet."""
     silence()
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -39,8 +51,12 @@ def launch(job: Job) -> Outcome:
     from torch.distributed.launcher.api import elastic_launch
 
     os.environ.update(job.environment)
+    if job.max_restarts:
+        # Else an attempt finds the addresses of the one before in the store, which torch does not
+        # tell apart: gloo's ranks then call ranks that are gone. So: a new store, at a new port.
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
-        elastic_launch(launch_config(job), sys.executable)(*job.command.argv())
+        elastic_launch(launch_config(job, streams), sys.executable)(*job.command.argv())
     except ChildFailedError as error:
         seen = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
         return Outcome(tuple(Failure(rank, failure.exitcode) for rank, failure in seen))
@@ -63,8 +79,7 @@ def silence() -> None:
         logger.propagate = False
 
 
-def launch_config(job: Job) -> Any:
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+def launch_config(job: Job, streams: Streams) -> Any:
     from torch.distributed.launcher.api import LaunchConfig
 
     known = LaunchConfig.__dataclass_fields__  # torch 2.11 lacks some
@@ -81,9 +96,32 @@ def launch_config(job: Job) -> Any:
         local_addr=job.rendezvous.local_addr,
         max_restarts=job.max_restarts,
         monitor_interval=0.1,
-        logs_specs=DefaultLogsSpecs(log_dir=str(job.run_dir / "elastic")),
+        logs_specs=logs_specs(job, streams),
         **{name: value for name, value in settings.items() if name in known},
     )
+
+
+def logs_specs(job: Job, streams: Streams) -> Any:
+    from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
+
+    class RankStreams(LogsSpecs):
+        """Asked once an attempt, when the agent knows which rank each local rank is."""
+
+        def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+            for variables in envs.values():
+                variables["TORCHELASTIC_ERROR_FILE"] = ""  # the shim keeps records of its own
+            ranks = {local: int(variables["RANK"]) for local, variables in envs.items()}
+            return LogsDest(
+                stdouts=streams("out", ranks),
+                stderrs=streams("err", ranks),
+                error_files=dict.fromkeys(envs, os.devnull),
+            )
+
+        @property
+        def root_log_dir(self) -> str:
+            return str(job.run_dir)
+
+    return RankStreams()
 
 
 def first_line(error: BaseException) -> str:

@@ -31,7 +31,9 @@ class Options:
     local_addr: str | None = None
     standalone: bool = False
     max_restarts: int = 0
-    shutdown_timeout: int | None = None  # seconds
+    shutdown_timeout: int = 3  # seconds
+    hang_timeout: int = 120  # seconds, 0 for never
+    prefix: str = "auto"  # or always, never: see logs.views
     model: str | None = None
     tp_plan: str | None = None
     revision: str | None = None
@@ -46,6 +48,13 @@ class Options:
     top_k: int | None = None
     seed: int | None = None
     run_dir: str | None = None
+    preflight: str = "strict"  # one of checks.MODES
+    dry_run: bool = False
+    world: int | None = None  # with dry_run: ranks on hardware that is elsewhere
+    slurm: bool = False
+    recipe: str | None = None
+    hardware: str | None = None  # the recipe's
+    environment: tuple[tuple[str, str], ...] = ()  # the recipe's
     traceback: bool = False
     target: str | None = None
     module: bool = False

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +56,8 @@ class Writer:
         """done, total, kept: bytes."""
         record = State(0, phase, done, total, kept, time.monotonic() - self._begin)
         text = json.dumps(record[1:]).encode()
-        os.pwrite(self._file, text.ljust(RECORD), 0)
+        with suppress(OSError):  # a disk that is full is no reason to stop
+            os.pwrite(self._file, text.ljust(RECORD), 0)
 
 
 def read_all(folder: Path) -> list[State]:

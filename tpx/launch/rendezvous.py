@@ -12,6 +12,7 @@ from .options import Options
 
 HERE = "127.0.0.1"
 DEFAULT_PORT = 29500  # torchrun's
+ADDRESS = "<address of machine 0>"
 
 
 class Rendezvous(NamedTuple):
@@ -54,6 +55,15 @@ def rendezvous(options: Options) -> Rendezvous:
         check_endpoint(endpoint, hosts_it=options.node_rank == 0)
     local_addr = options.local_addr or (None if several else HERE)
     return Rendezvous(backend, endpoint, options.rdzv_id or "none", configs, local_addr)
+
+
+def meeting_elsewhere(options: Options, nodes: int) -> Rendezvous:
+    """Where machines that are not here would meet: nothing is looked up."""
+    if nodes == 1:
+        return rendezvous(Options())
+    host = options.master_addr or ADDRESS
+    endpoint = options.rdzv_endpoint or f"{host}:{options.master_port or DEFAULT_PORT}"
+    return Rendezvous("static", endpoint, options.rdzv_id or "none", {}, None)
 
 
 def read_conf(text: str) -> dict[str, str]:

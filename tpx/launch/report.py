@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..errors import LaunchError
@@ -22,7 +23,8 @@ VICTIM = re.compile(  # gloo, torch's store, NCCL
     r"|failed to recv|Did the remote server shutdown|DistNetworkError"
     r"|[Cc]ommunicator was aborted|remote process exit|collective operation timeout"
 )
-OOM_COUNT = Path("/sys/fs/cgroup/memory.events")
+NO_MEMORY = re.compile(r"^MemoryError|can't allocate memory|OutOfMemoryError|CUDA out of memory")
+FEWER = "use more ranks, or a smaller model"
 ONE_LINE = 300  # characters of a message shown in the headline
 
 
@@ -43,6 +45,17 @@ class Record(NamedTuple):
     @property
     def is_victim(self) -> bool:
         return self.kind == "raised" and any(VICTIM.search(text) for text in self.chain)
+
+
+class Memory(NamedTuple):
+    """held: bytes of each rank shortly before its end. ran_out: whether the kernel killed a process
+    because there was no more."""
+
+    held: Mapping[int, int] = MappingProxyType({})
+    ran_out: bool = False
+
+
+UNKNOWN = Memory()
 
 
 class Ending(NamedTuple):
@@ -70,23 +83,27 @@ def ending(
     records: Sequence[Record],
     nproc: int,
     full: bool = False,
-    out_of_memory: bool = False,
+    memory: Memory = UNKNOWN,
 ) -> Ending:
-    """failures: as the launcher saw them. full: every frame of the traceback."""
+    """failures: as the launcher saw them. full: every frame of every rank's traceback."""
     recorded = {record.rank for record in records}
     silent = [failure for failure in failures if failure.rank not in recorded]
     causes = [record for record in records if not record.is_victim]
-    killed = [f for f in silent if f.code < 0 and f.code != -signal.SIGTERM]
-    ended = [f for f in silent if f.code > 0]
-    if causes:
+    own = [failure for failure in silent if failure.code != -signal.SIGTERM]
+    first = min(own, key=Failure.order, default=None)
+    if causes and (first is None or causes[0].time_ns < first.order()[0]):
         return ending_of_record(causes[0], records, nproc, full)
-    if killed:
-        return ending_of_signal(killed[0], out_of_memory)
-    if ended:
-        return ending_of_exit(ended[0].rank, ended[0].code)
+    if first is not None:
+        return ending_of_failure(first, memory)
     if records:
         return ending_of_record(records[0], records, nproc, full)
-    return ending_of_signal(silent[0], out_of_memory)
+    return ending_of_failure(min(silent, key=Failure.order), memory)
+
+
+def ending_of_failure(failure: Failure, memory: Memory) -> Ending:
+    if failure.code > 0:
+        return ending_of_exit(failure.rank, failure.code)
+    return ending_of_signal(failure, memory)
 
 
 def ending_of_record(
@@ -102,15 +119,43 @@ def ending_of_record(
         error = LaunchError(message, record.hint, code=record.code, exit_code=record.exit_code)
         text = error.render()
         return Ending(record.exit_code, f"{record.full_traceback}\n\n{text}" if full else text)
-    shown = record.full_traceback if full else record.traceback
-    hint = None
+    error = LaunchError(f"rank {record.rank} raised `{headline(record.message)}`", None)
+    parts = [error.render(), all_tracebacks(records) if full else record.traceback]
+    parts += [text for text in (others(record, records, nproc), hint_for(record, full)) if text]
+    return Ending(4, "\n\n".join(parts))
+
+
+def all_tracebacks(records: Sequence[Record]) -> str:
+    raised = [record for record in records if record.kind == "raised"]
+    if len(raised) == 1:
+        return raised[0].full_traceback
+    return "\n\n".join(f"rank {record.rank}:\n{record.full_traceback}" for record in raised)
+
+
+def others(record: Record, records: Sequence[Record], nproc: int) -> str:
+    """How many other ranks of this machine raised the same, and how many only ended with it."""
+    same = sum(headline(other.message) == headline(record.message) for other in records) - 1
+    rest = nproc - 1 - same
+    said = []
+    if same:
+        said.append(f"{same} other rank{'s' * (same > 1)} raised the same")
+    if rest > 0 and same:
+        said.append(f"{rest} more ended with {'them' if same else 'it'}")
+    elif rest > 0:
+        said.append(f"{rest} other rank{'s' * (rest > 1)} ended with it")
+    return ", ".join(said)
+
+
+def hint_for(record: Record, full: bool) -> str:
     if record.is_victim:
         hint = "it waited for another rank; on several machines the cause is on another one"
-    elif shown != record.full_traceback:
+    elif NO_MEMORY.search(record.message):
+        hint = f"rank {record.rank} ran out of memory: {FEWER}"
+    elif not full and record.traceback != record.full_traceback:
         hint = "`--traceback` shows every frame"
-    error = LaunchError(f"rank {record.rank} raised `{headline(record.message)}`", None)
-    tail = f"\n\nhint: {hint}" if hint else ""
-    return Ending(4, f"{error.render()}\n\n{shown}{tail}")
+    else:
+        return ""
+    return f"hint: {hint}"
 
 
 def headline(message: str) -> str:
@@ -123,25 +168,18 @@ def ending_of_exit(rank: int, code: int) -> Ending:
     return Ending(code, LaunchError(f"rank {rank} ended with exit code {code}").render())
 
 
-def ending_of_signal(failure: Failure, out_of_memory: bool = False) -> Ending:
+def ending_of_signal(failure: Failure, memory: Memory) -> Ending:
     if -failure.code == signal.SIGPIPE:
         return Ending(128 + signal.SIGPIPE)
     name = signal.Signals(-failure.code).name
     hint = f"`{name}` came from outside the job"
     if failure.code == -signal.SIGKILL:
-        hint = "the kernel kills so when memory runs out: use more ranks, or a smaller model"
-        if out_of_memory:
-            hint = "this machine ran out of memory: use more ranks, or a smaller model"
+        held = memory.held.get(failure.rank, 0)
+        told = f" with {held / 1e9:.1f} GB in use by this rank" if held else ""
+        hint = f"the kernel kills so when memory runs out: {FEWER}"
+        if memory.ran_out:
+            hint = f"this machine, or its container, ran out of memory{told}: {FEWER}"
     elif -failure.code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE):
         hint = "`PYTHONFAULTHANDLER=1 tpx launch ...` shows where"
     error = LaunchError(f"rank {failure.rank} was killed by `{name}`", hint, exit_code=5)
     return Ending(error.exit_code, error.render())
-
-
-def count_oom_kills() -> int:
-    """Processes of this container that the kernel killed for want of memory; 0 if unknown."""
-    try:
-        found = re.search(r"^oom_kill (\d+)$", OOM_COUNT.read_text(), re.MULTILINE)
-    except OSError:
-        return 0
-    return int(found[1]) if found else 0

@@ -35,6 +35,7 @@ GRACE = 2.0  # seconds for all ranks to find the same TpxError, so that it is sh
 def main(launcher: int, kind: str, target: str, args: list[str]) -> object:
     """-> what to give to sys.exit."""
     die_with(launcher)
+    beat = start_beat()
     if importlib.util.find_spec("tpx") is None:  # a source tree that is not installed
         sys.path.append(str(PACKAGE.parent))
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -46,7 +47,19 @@ def main(launcher: int, kind: str, target: str, args: list[str]) -> object:
         code = code or record_error(error)
     if output_is_closed():
         drop_output()
+    beat.stop()
     return code
+
+
+def start_beat() -> Any:
+    """beat.py's thread, under a name of its own: the script has not imported tpx."""
+    path = Path(__file__).with_name("beat.py")
+    spec = importlib.util.spec_from_file_location("_tpx_beat", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Beat(Path(os.environ["TPX_RUN_DIR"], "beats"), os.environ["RANK"])
 
 
 def run(start: Callable[[str, list[str]], None], target: str, args: list[str]) -> object:
@@ -151,14 +164,18 @@ def is_internal(filename: str) -> bool:
 
 
 def record(data: dict[str, Any]) -> None:
-    """Writes <run dir>/errors/<attempt>-<rank>.json, whole or not at all."""
+    """Writes <run dir>/errors/<attempt>-<rank>.json, whole or not at all; prints what cannot be
+    written."""
     folder, attempt = records_folder()
     rank = int(os.environ["RANK"])
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{attempt}-{rank}.json"
     part = path.with_suffix(".part")
-    part.write_text(json.dumps({"rank": rank, "time_ns": time.time_ns(), **data}))
-    part.replace(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps({"rank": rank, "time_ns": time.time_ns(), **data}))
+        part.replace(path)
+    except OSError:
+        print(data.get("full_traceback", ""), file=sys.stderr)
 
 
 def records_folder() -> tuple[Path, str]:

@@ -1,4 +1,5 @@
-"""Runs a checked job to its end: draws its progress, and turns how it ended into an exit code."""
+"""Runs a checked job to its end: keeps and shows what it prints, watches it, draws its progress,
+and turns how it ended into one error and an exit code."""
 
 from __future__ import annotations
 
@@ -6,51 +7,97 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .elastic import launch
+from rich.console import Console
+
+from ..errors import TpxError
+from .elastic import Failure, Outcome, launch
+from .logs import Logs, views
+from .memory import count_oom_kills
+from .options import Options
 from .preflight import Job
 from .progress import announce, draw
-from .report import Ending, count_oom_kills, ending, read_records
+from .report import Ending, Memory, ending, read_records
+from .run_files import RunFiles
+from .watch import Limits, Watch
+
+KEPT_OF_A_RUN = ("rank*.out", "rank*.err", "events.jsonl", "run.json", "hang")
 
 
-def supervise(job: Job, full_traceback: bool = False) -> Ending:
+def supervise(job: Job, options: Options) -> Ending:
     """Raises LaunchError (7) where the ranks cannot meet."""
+    clear(job.run_dir)
+    files = RunFiles(job)
+    out, err = Console(), Console(stderr=True)
+    logs = Logs(
+        job.run_dir, job.nproc, views(job.nproc, options.prefix, job.command.generates, out, err)
+    )
+    limits = Limits(job.shutdown_timeout, options.hang_timeout)
+    watch = Watch(job.run_dir, files, limits, lambda: logs.heard, lambda line: say(err, line))
     kills = count_oom_kills()
     try:
-        with drawing(job.run_dir / "progress", job.nproc):
-            outcome = launch(job)
+        with watch.watching(), drawing(job.run_dir / "progress", job.nproc, err):
+            outcome = launch(job, logs.paths)
+        memory = Memory(watch.held, count_oom_kills() > kills)
+        found = end_of(job, outcome, watch, memory, options.traceback)
+    except TpxError as error:
+        files.end(error.exit_code, error.render())
+        raise
     finally:
+        logs.close()
         tidy(job.run_dir)
+    if logs.full is not None:
+        say(err, f"warning: what the ranks printed is not all in `{job.run_dir}`: {logs.full}")
+    files.end(found.exit_code, found.text)
+    return found
+
+
+def end_of(job: Job, outcome: Outcome, watch: Watch, memory: Memory, full: bool) -> Ending:
     if outcome.signal is not None:
         return Ending(128 + outcome.signal, f"{signal_words(outcome.signal)}: all ranks have ended")
     if not outcome.failures:
         return Ending(0)
-    out_of_memory = count_oom_kills() > kills
-    records = read_records(job.run_dir)
-    return ending(outcome.failures, records, job.nproc, full_traceback, out_of_memory)
+    if watch.hang is not None:
+        return Ending(watch.hang.exit_code, watch.hang.render())
+    ends = {rank: death.time_ns for rank, death in watch.deaths.items()}
+    failures = [Failure(rank, code, ends.get(rank, 0)) for rank, code, _ in outcome.failures]
+    return ending(failures, read_records(job.run_dir), job.nproc, full, memory)
 
 
 def signal_words(received: signal.Signals) -> str:
     return "interrupted" if received == signal.SIGINT else f"stopped by {received.name}"
 
 
+def say(console: Console, line: str) -> None:
+    """Above the bar, where there is one."""
+    with suppress(OSError):  # nobody reads it
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def clear(run_dir: Path) -> None:
+    """Of an earlier run in the same folder."""
+    for pattern in KEPT_OF_A_RUN:
+        for path in run_dir.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def tidy(run_dir: Path) -> None:
-    """Leaves what is worth reading: the plan, and records of errors."""
-    for part in ("progress", "elastic"):
+    """Removes what only a running job needs."""
+    for part in ("progress", "elastic", "beats"):
         shutil.rmtree(run_dir / part, ignore_errors=True)
-    for folder in (run_dir / "errors", run_dir):
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    errors = run_dir / "errors"
+    if errors.is_dir() and not any(errors.iterdir()):
+        errors.rmdir()
 
 
 @contextmanager
-def drawing(folder: Path, ranks: int) -> Iterator[None]:
+def drawing(folder: Path, ranks: int, console: Console) -> Iterator[None]:
     """Draws what the ranks write into `folder` meanwhile."""
     announce(folder)
     end = threading.Event()
-    thread = threading.Thread(target=draw, args=(folder, ranks, end), daemon=True)
+    thread = threading.Thread(target=draw, args=(folder, ranks, end, console), daemon=True)
     thread.start()
     try:
         yield
