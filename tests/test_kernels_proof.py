@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,18 @@ import torch
 from tpx.kernels import Choice, Device, Kernels, read_wanted
 from tpx.kernels.loaded import Loaded
 from tpx.models.proof import Shapes, prove
+from tpx.moe.packed import KNOWN, unpacks_safely
 
 CPU = torch.device("cpu")
 SHAPES = Shapes(((8, 4),), 4, 2, 8, 16, 20, 32, 64, torch.float32)
 NAN = float("nan")
 RIGHT = {"linear_decode 8x4": 1e-3, "decode_attention": 2e-3, "prefill_attention": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("tpx.models.verdicts.cache_folder", lambda: tmp_path / "cache")
+    return tmp_path / "cache"
 
 
 def loaded(errors: dict[str, float]) -> Loaded:
@@ -64,3 +72,63 @@ def test_one_that_is_wrong_is_left_out(caplog, name, operation, error, shown):
 def test_a_worse_error_after_nan_does_not_hide_it():
     after = prove(loaded({"decode_attention": NAN, "prefill_attention": 0.0}), CPU, SHAPES)
     assert "attention" not in after.modules
+
+
+def package(folder: Path, safe: bool) -> ModuleType:
+    """Of experts, which counts its trials."""
+    module = ModuleType("experts")
+    folder.mkdir(exist_ok=True)
+    (folder / "__init__.py").write_text("one")
+    trials = list[tuple[object, ...]]()
+
+    def self_test(*given: object) -> SimpleNamespace:
+        trials.append(given)
+        return SimpleNamespace(safe=safe)
+
+    vars(module).update(__file__=str(folder / "__init__.py"), self_test=self_test, trials=trials)
+    return module
+
+
+def try_experts(module: ModuleType, shapes: Shapes = SHAPES) -> bool:
+    """As a new process would."""
+    choice = Choice("experts", "local", "tpx_moe", "1", "/k", "the default")
+    kernels = Kernels(read_wanted(True), Device("cuda"), (choice,))
+    prove(Loaded(kernels, {"experts": module}), CPU, shapes)
+    key = module, CPU, shapes.hidden, shapes.units, shapes.dtype
+    assert unpacks_safely(*key) is KNOWN[key]
+    return KNOWN.pop(key)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_what_a_trial_found_is_kept(tmp_path, safe):
+    module = package(tmp_path / "package", safe)
+    assert [try_experts(module) for _ in range(3)] == [safe] * 3
+    assert module.trials == [(CPU, 32, 64, torch.float32)]
+    try_experts(module, SHAPES._replace(units=96))
+    (tmp_path / "package" / "tiles.json").write_text("{}")
+    try_experts(module)
+    assert len(module.trials) == 3  # other sizes, and other files of the package
+
+
+def test_a_record_that_is_damaged_or_cannot_be_written_costs_a_trial(tmp_path, cache):
+    module = package(tmp_path / "package", False)
+    try_experts(module)
+    [record] = cache.iterdir()
+    record.write_text("{")
+    try_experts(module)
+    try_experts(module)
+    assert len(module.trials) == 2
+    record.unlink()
+    cache.rmdir()
+    cache.write_text("no folder")
+    assert [try_experts(module) for _ in range(2)] == [False, False]
+    assert len(module.trials) == 4
+
+
+def test_errors_are_kept_too(tmp_path):
+    before = loaded(RIGHT | {"sample": NAN})
+    (tmp_path / "package").mkdir()
+    vars(before.modules["linear"])["__file__"] = str(tmp_path / "package" / "__init__.py")
+    for _ in range(2):
+        assert "sample" not in prove(before, CPU, SHAPES).modules
+    assert len(before.modules["linear"].given) == 1

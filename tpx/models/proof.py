@@ -2,6 +2,7 @@
 
 What a package's `self_test` measures is compared with its own BOUND. Kernels without one, of other
 publishers, are taken at their word. How experts are unpacked is tried, too, while there is memory.
+What was found is kept on disk, see verdicts.py.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import torch
 
 from ..kernels.choice import Choice
 from ..kernels.loaded import Loaded
-from ..moe.packed import unpacks_safely
+from ..moe.packed import KNOWN, unpacks_safely
 from ..plan.buffers import PAGE
 from ..plan.types import RankPlan
+from .verdicts import verdict
 
 LOG = logging.getLogger("tpx")
 TESTED = ("attention", "linear", "sample")  # and the words that begin the names of their tests:
@@ -65,20 +67,28 @@ def prove(loaded: Loaded, device: torch.device, shapes: Shapes) -> Loaded:
                 choice = refuse(choice, worst, module.BOUND)
         chosen.append(choice)
     if "experts" in modules:
-        unpacks_safely(modules["experts"], device, shapes.hidden, shapes.units, shapes.dtype)
+        try_unpacking(modules["experts"], device, shapes)
     return Loaded(replace(loaded.chosen, choices=tuple(chosen)), modules)
 
 
 def errors(module: ModuleType, device: torch.device, shapes: Shapes) -> dict[str, float]:
     """The largest error of each operation; infinity where one is not a number."""
     linears, *sizes, _, _, dtype = shapes
-    told = module.self_test(device, linears, *sizes, dtype)
+    asked = (linears, *sizes, dtype)
+    told = verdict(module, device, asked, lambda: module.self_test(device, *asked))
     worst = dict[str, float]()
     for name, error in told.items():
         operation = next((o for o, words in WORDS.items() if name.startswith(words)), "attention")
         error = math.inf if math.isnan(error) else error
         worst[operation] = max(worst.get(operation, 0.0), error)
     return worst
+
+
+def try_unpacking(module: ModuleType, device: torch.device, shapes: Shapes) -> None:
+    """So that packing the experts need not try."""
+    asked = shapes.hidden, shapes.units, shapes.dtype
+    trial = device, *asked
+    KNOWN[module, *trial] = verdict(module, device, asked, lambda: unpacks_safely(module, *trial))
 
 
 def refuse(choice: Choice, error: float, bound: float) -> Choice:

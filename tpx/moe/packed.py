@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..ops.kernel import Kernel
 from ..ops.route import Routing
 from ..read import Memory
 
+KNOWN: dict[tuple[Any, ...], bool] = {}  # see unpacks_safely
 MATRICES = {"gate_up_proj": True, "down_proj": False}  # whether rows are pairs of gate and up
 
 
@@ -70,10 +70,9 @@ def pack(kernel: Kernel, memory: Memory, name: str, blocks: Tensor, scales: Tens
     return packed._replace(codes=places[0], scales=places[1])
 
 
-@functools.cache
-def unpacks_safely(
-    kernel: Kernel, device: torch.device, hidden: int, units: int, dtype: torch.dtype
-) -> bool:
-    """Whether the kernel is to unpack elementwise: it has tried its fast way on the device."""
-    safe: bool = kernel.self_test(device, hidden, units, dtype).safe
-    return safe
+def unpacks_safely(kernel: Kernel, *trial: Any) -> bool:
+    """Whether the kernel is to unpack elementwise. trial: device, hidden, units and dtype, for
+    which it tries its fast way, once a process."""
+    if (kernel, *trial) not in KNOWN:
+        KNOWN[kernel, *trial] = kernel.self_test(*trial).safe
+    return KNOWN[kernel, *trial]

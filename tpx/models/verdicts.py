@@ -1,0 +1,64 @@
+"""What the kernels' trials found, kept on disk: the same code on the same kind of device gives the
+same numbers, and a trial takes seconds even where everything is compiled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..kernels.installed import installed
+from ..ops.cpu.build import cache_folder
+
+SOURCES = ("*.py", "*.json")
+
+
+def verdict(module: ModuleType, device: torch.device, asked: object, run: Callable[[], Any]) -> Any:
+    """What `run` gives, as JSON has it, or gave before: for this package's files, versions, device
+    and `asked`, whatever the trial depends on besides. Of a module without a file nothing is kept.
+    """
+    if getattr(module, "__file__", None) is None:
+        return run()
+    path = cache_folder() / f"trial-{module.__name__}-{fingerprint(module, device, asked)}.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        found = run()
+        keep(path, json.dumps(found))
+        return found
+
+
+def fingerprint(module: ModuleType, device: torch.device, asked: object) -> str:
+    found = hashlib.sha256()
+    versions = [torch.__version__, torch.version.cuda, installed("triton")]
+    for part in (versions, device_words(device), asked):
+        found.update(repr(part).encode())
+    assert module.__file__ is not None
+    folder = Path(module.__file__).parent
+    for path in sorted(path for kind in SOURCES for path in folder.rglob(kind)):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:20]
+
+
+def device_words(device: torch.device) -> tuple[object, ...]:
+    if device.type != "cuda":
+        return (device.type,)
+    return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+
+
+def keep(path: Path, text: str) -> None:
+    """Whole or not at all; a folder that cannot be written costs the next start a trial."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(text)
+        os.replace(file.name, path)
+    except OSError:
+        return
