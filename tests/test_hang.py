@@ -182,8 +182,10 @@ def stand_in_a_collective(folder: Path) -> None:
     groups = Groups(Mesh(tp=2, ep=2), rank, torch.device("cpu"))
     model = Stack(groups, [folder])
 
-    def tell() -> None:
-        while not any(entered > ended > 0 for entered, ended in beat.counts().values()):
+    before = {name: ended for name, (_, ended) in beat.counts().items()}
+
+    def tell() -> None:  # the first has ended, and the second has not
+        while not any(a > b > before.get(name, 0) for name, (a, b) in beat.counts().items()):
             time.sleep(0.005)
         model.layers[0].tell()
 
