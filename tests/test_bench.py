@@ -65,6 +65,7 @@ def test_a_rank_puts_in_what_is_written_down(nbytes):
         assert told == [(max(4, nbytes), [max(4, nbytes)])] * len(OPS)
 
 
+@pytest.mark.more
 def test_on_two_ranks_a_table_is_measured_drawn_and_found_by_the_planner(tmp_path):
     env = environment(XDG_CACHE_HOME=str(tmp_path / "cache"))
     words = ("--nproc", 2, "--device", "cpu", "--sizes", "1KiB,16KiB")

@@ -79,7 +79,9 @@ BOMBS: dict[str, tuple[Callable[[], bytes], int, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", BOMBS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(n, marks=[pytest.mark.soak] * (i > 0)) for i, n in enumerate(BOMBS)]
+)
 def test_a_header_made_to_fill_memory_ends_well(tmp_path, case):
     make, data, wanted = BOMBS[case]
     text = make()

@@ -97,13 +97,18 @@ def launch(script: str, fault: str, tiny: Path, folder: Path) -> subprocess.Pope
     return start("launch", *words, cwd=folder)
 
 
+def soak(*values: object):
+    """One of a kind that `make test-more` has another of."""
+    return pytest.param(*values, marks=pytest.mark.soak)
+
+
 @pytest.mark.parametrize(
     ("fault", "code", "message"),
     [
         ("broken disk", 3, rf"rank 1: {FILE} cannot be read at byte `\d+`, in `\S+`: .* error"),
         ("truncated", 3, rf"rank 1: ({FILE} ends at|{CHANGED}: it has `\d+` bytes and had) `.*"),
-        ("rewritten", 3, rf"rank 1: {CHANGED}: it was written to"),
-        ("replaced", 3, rf"rank 1: {CHANGED}: another file took its place"),
+        soak("rewritten", 3, rf"rank 1: {CHANGED}: it was written to"),
+        soak("replaced", 3, rf"rank 1: {CHANGED}: another file took its place"),
     ],
 )
 def test_one_rank_fails_while_all_load(tmp_path, tiny, fault, code, message):
@@ -123,8 +128,8 @@ def test_one_rank_fails_while_all_load(tmp_path, tiny, fault, code, message):
     ("fault", "message"),
     [
         ("truncated", f"{FILE} is cut short: it has .*"),
-        ("rewritten", f"{FILE} is damaged: the JSON does not parse: .*"),
-        ("removed", rf"{FILE} is missing from folder `\S+`"),
+        soak("rewritten", f"{FILE} is damaged: the JSON does not parse: .*"),
+        soak("removed", rf"{FILE} is missing from folder `\S+`"),
     ],
 )
 def test_the_checkpoint_changes_after_the_launchers_checks(tmp_path, tiny, fault, message):

@@ -117,6 +117,7 @@ def test_any_script_runs_and_is_started_again(tmp_path):
     ]
 
 
+@pytest.mark.more
 def test_one_rank_raises_and_one_error_names_it(tmp_path):
     script = write_script(tmp_path, RAISES_WHILE_THE_OTHER_WAITS)
     done = tpx("launch", script, cwd=tmp_path)
@@ -144,6 +145,7 @@ def test_a_kill_and_an_exit_code_in_two_jobs_at_once(tmp_path):
     assert done.stderr == "error: rank 1 ended with exit code 9\n"
 
 
+@pytest.mark.more
 def test_signals_end_all_ranks(tmp_path):
     script = write_script(tmp_path, WAITS)
     jobs = [start("launch", "--nproc", 2, script, cwd=tmp_path) for _ in range(3)]
@@ -170,6 +172,7 @@ def test_a_pager_that_closes_ends_the_job_in_silence(tmp_path):
     job.stderr.close()
 
 
+@pytest.mark.more
 def test_the_library_uses_a_group_that_the_script_made(tmp_path, tiny):
     script = write_script(tmp_path, USES_ITS_OWN_GROUP)
     done = tpx("launch", "--model", tiny, "--tp-plan", "auto", script, cwd=tmp_path)

@@ -78,7 +78,7 @@ def test_every_kind_of_request():
 
 @pytest.mark.parametrize(
     "levels",
-    [pytest.param(1, marks=SOAK), pytest.param(2, marks=SOAK), pytest.param(5, marks=MORE)],
+    [pytest.param(1, marks=SOAK), pytest.param(2, marks=SOAK), pytest.param(5, marks=SOAK)],
 )
 def test_ties_are_kept_in_the_order_of_ids(levels):
     make = torch.Generator().manual_seed(levels)

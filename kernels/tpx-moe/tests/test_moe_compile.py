@@ -3,10 +3,12 @@ stays within its budget of registers and instructions."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,17 @@ pytestmark = pytest.mark.more
 # that the memory takes for a weight.
 MOST = {32: 3.3, 16: 4.1}  # by rows a warp: with 16, x is loaded for fewer weights
 MOST_STACK = 8  # bytes, outside of the loop
+
+
+OTHERS = [(75, "fp16"), (80, "bf16"), (86, "bf16"), (89, "bf16"), (100, "bf16")]
+HOPPER = (90, "bf16")
+
+
+@functools.cache
+def jobs() -> dict[tuple[int, str], Future]:
+    """All at once: each is a process of one core."""
+    pool = ThreadPoolExecutor(os.cpu_count())
+    return {case: pool.submit(compile_all, *case) for case in (HOPPER, *OTHERS)}
 
 
 def compile_all(capability: int, dtype: str) -> list[dict]:
@@ -33,15 +46,13 @@ def compile_all(capability: int, dtype: str) -> list[dict]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(
-    ("capability", "dtype"), [(75, "fp16"), (80, "bf16"), (86, "bf16"), (89, "bf16"), (100, "bf16")]
-)
-def test_kernels_compile(capability, dtype):
-    assert len(compile_all(capability, dtype)) >= 9
+@pytest.mark.parametrize("case", OTHERS)
+def test_kernels_compile(case):
+    assert len(jobs()[case].result()) >= 9
 
 
 def test_kernels_for_hopper_keep_to_their_budget():
-    found = compile_all(90, "bf16")
+    found = jobs()[HOPPER].result()
     for kernel in found:
         assert kernel["stack"] <= MOST_STACK, kernel
         assert kernel["spills"] <= MOST_STACK // 2, kernel

@@ -108,7 +108,7 @@ def test_many_tokens(name):
     agree(*SORTED[name])
 
 
-@pytest.mark.more
+@pytest.mark.soak
 @pytest.mark.parametrize("name", SORTED_MORE)
 def test_many_tokens_at_length(name):
     agree(*SORTED_MORE[name])
