@@ -129,7 +129,7 @@ def write(job: Job) -> None:
     are removed."""
     run_dir = job.run_dir
     try:
-        for part in ("errors", "progress", "elastic"):
+        for part in ("errors", "progress"):
             shutil.rmtree(run_dir / part, ignore_errors=True)
             (run_dir / part).mkdir(parents=True)
         write_survey(job.survey, run_dir)

@@ -85,7 +85,7 @@ def clear(run_dir: Path) -> None:
 
 def tidy(run_dir: Path) -> None:
     """Removes what only a running job needs."""
-    for part in ("progress", "elastic", "beats"):
+    for part in ("progress", "beats"):
         shutil.rmtree(run_dir / part, ignore_errors=True)
     errors = run_dir / "errors"
     if errors.is_dir() and not any(errors.iterdir()):
