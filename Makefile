@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SIDE_BY_SIDE := -n 2 --dist loadfile
 DEMO_MODEL := examples/models/tpx-demo
 PROMPT ?= \# pathlib
 
@@ -31,10 +32,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -m "not more and not soak and not gpu"
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not more and not soak and not gpu"
 
 test-more: $(VENV)/.dev
-	$(BIN)/pytest -m "more and not gpu"
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "more and not gpu"
 
 soak: $(VENV)/.dev
 	$(BIN)/pytest -m "soak and not gpu"

@@ -81,7 +81,9 @@ tpx: 1
 """
 
 
-def test_the_plan_is_the_output_and_the_table_stands_beside_it(capsys, gpt_oss_120b, tmp_path):
+def test_the_plan_is_the_output_and_the_table_stands_beside_it(
+    capsys, gpt_oss_120b, tmp_path, monkeypatch
+):
     words = ("--world", 8, "--memory", "40GiB", "--phase", "decode")
     code, out, err = auto(capsys, gpt_oss_120b, *words)
     assert code == 0
@@ -92,7 +94,8 @@ def test_the_plan_is_the_output_and_the_table_stands_beside_it(capsys, gpt_oss_1
     assert max(map(len, table.splitlines())) <= 80
     assert rough(out).startswith(rough(REASON))
     assert "uneven: true" in out
-    path = tmp_path / "plan.yaml"
+    monkeypatch.chdir(tmp_path)
+    path = Path("plan.yaml")
     again, printed, _ = auto(capsys, gpt_oss_120b, *words, "--out", path)
     assert (again, path.read_text()) == (0, out)
     assert printed == f"{err}wrote {path}\n"

@@ -90,8 +90,9 @@ def test_phases_that_differ_are_told_apart(capsys, tmp_path):
     assert "           all_reduce over tp of 2, 128 bytes a token\n" in out
 
 
-def test_1024_ranks_are_a_page_and_fit_80_columns(capsys, gpt_oss_120b, tmp_path):
-    path = tmp_path / "big.yaml"
+def test_1024_ranks_are_a_page_and_fit_80_columns(capsys, gpt_oss_120b, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path("big.yaml")
     text = shipped_plans("gpt_oss")["dp2-tp2-ep2-etp2"].read_text()
     path.write_text(text.replace("dp: 2, tp: 2, ep: 2, etp: 2", "dp: 128, tp: 8, ep: 128, etp: 8"))
     _, out, _ = tpx(capsys, "explain", path, "--model", gpt_oss_120b)
