@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed
 
-from tpx.comm import Groups, Record
+from tpx.comm import Groups
 from tpx.mesh import Mesh
 from tpx.moe.dispatch import AllToAll, Dispatch, Gather, Local, Replicated, place, weighted_sum
 from tpx.ops.by_expert import inverse, sort_by_expert
 from tpx.ops.grouped_mm import grouped_mm
 from tpx.ops.route import Routing
+from tpx.record import Record
 from tpx.split import split
 
 D, E = 12, 8

@@ -11,8 +11,9 @@ from ranks import ranks
 from torch import distributed
 from torch.autograd.profiler import profile
 
-from tpx.comm import Group, Groups, Record
+from tpx.comm import Group, Groups
 from tpx.mesh import GROUPS, Mesh
+from tpx.record import Record
 
 CPU = torch.device("cpu")
 Loss = Callable[[torch.Tensor], torch.Tensor]

@@ -39,7 +39,8 @@ class Disturbed(torch.nn.Module):
 def disturbed(folder: Path) -> Any:
     with tpx.LLM(folder, "tp2", dtype="float32", device="cpu") as llm:
         right = llm.generate([[1, 2]], PARAMS)
-        llm.model = Disturbed(llm.model)
+        runner = llm.session.engine.runner
+        runner.model = Disturbed(runner.model)
         return right, llm.generate([[1, 2]], PARAMS)
 
 
@@ -58,7 +59,7 @@ def recorded(folder: Path, plan: str, prompts: list[list[int]]) -> Any:
 def test_a_step_exchanges_little_and_only_between_ranks_that_differ(folder):
     told = ("engine.sample", "broadcast", "tp", (3,))
     assert ranks(2).run(recorded, folder, "tp2", [[1], [2], [3, 4]]) == [[told] * 6] * 2
-    step = ("engine.step", "all_gather", "dp", (1, 3))
+    step = ("engine.step", "all_gather", "dp", (1, 8))
     for records in ranks(2).run(recorded, folder, "dp2-ep2", [[1]]):
         assert records[:7] == [step] * 7  # six tokens, and the step that finds nothing left
         assert [record[0] for record in records[7:]] == [
@@ -68,9 +69,9 @@ def test_a_step_exchanges_little_and_only_between_ranks_that_differ(folder):
 
 
 def test_a_batch_lays_chunks_one_after_another():
-    first = Request(0, tuple(range(100, 140)), limit=50, output=[7], cached=40)
+    first = Request(tuple(range(100, 140)), limit=50, output=[7], cached=40)
     first.full, first.sliding = [3, 1, 0, 9], [-1, 5, 2]
-    second = Request(1, (11, 12, 13), limit=3, all_logits=True)
+    second = Request((11, 12, 13), limit=3, all_logits=True)
     second.full, second.sliding = [4], [6]
     chunks = [Chunk(first, 40, 1), Chunk(second, 0, 3)]
     batch = make_batch(chunks, longest=4, decode=False, device=torch.device("cpu"))
@@ -89,7 +90,7 @@ def test_a_batch_lays_chunks_one_after_another():
 
 
 def test_a_prompt_wants_logits_only_where_its_last_token_is():
-    one = Request(0, tuple(range(10)), limit=20)
+    one = Request(tuple(range(10)), limit=20)
     assert wanted([Chunk(one, 0, 4), Chunk(one, 4, 6)]) == [9]
     assert wanted([Chunk(one, 0, 4)]) == []
 

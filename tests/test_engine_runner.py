@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from tiny import PARAMS, PROMPTS, tiny_checkpoint
+from tiny import PARAMS, PROMPTS, give_pages, tiny_checkpoint
 
 import tpx
 from tpx import SamplingParams
 from tpx.engine.request import Request
-from tpx.engine.runner import ROWS, shape_of
+from tpx.engine.runner import ROWS, Runner, shape_of
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,14 @@ def plain(folder):
 @pytest.fixture(scope="module")
 def static(folder):
     with tpx.LLM(folder, "tp1", dtype="float32", device="cpu") as llm:
-        llm._static = True
+        fix_shapes(llm)
         yield llm
+
+
+def fix_shapes(llm: tpx.LLM) -> None:
+    """Steps of one token each run in the shapes that a GPU captures."""
+    engine = llm.session.engine
+    engine.runner = Runner(engine.runner.model, engine.runner.caches, llm.groups, llm.device, True)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +62,8 @@ def test_any_mixture_gives_the_same(plain, static, drawn):
 
 
 def test_a_step_is_begun_before_the_last_ones_tokens_are_read(static, monkeypatch):
-    answers = static._answers([[5, 6], [7]], SamplingParams(max_tokens=5, ignore_eos=True))
-    engine = static._engine(answers)
+    params = SamplingParams(max_tokens=5, ignore_eos=True)
+    engine = static.session.engine
     order = []
     launch, collect = type(engine).launch_static, type(engine).collect
     monkeypatch.setattr(
@@ -66,53 +72,66 @@ def test_a_step_is_begun_before_the_last_ones_tokens_are_read(static, monkeypatc
     monkeypatch.setattr(
         type(engine), "collect", lambda *a: (order.append("collect"), collect(*a))[1]
     )
-    while engine.step() is not None:
-        engine.blocks.check(engine.scheduler.running)
+    static.generate([[5, 6], [7]], params)
+    engine.blocks.check(engine.scheduler.running)
     # The prompts' step; then four tokens more, each begun one ahead.
     assert order == ["collect", "launch", *["launch", "collect"] * 3, "collect"]
 
 
 def test_what_ends_while_its_next_token_is_drawn_gives_no_more(static, plain):
     [whole] = plain.generate([[3, 1]], SamplingParams(max_tokens=12, ignore_eos=True))
-    answers = static._answers([[3, 1]], SamplingParams(max_tokens=12, ignore_eos=True))
-    engine = static._engine(answers)
-    request = answers[0].request
-    request.stop_ids = frozenset({whole.token_ids[5]})
-    while engine.step() is not None:
-        pass
+    [answer] = static._answers([[3, 1]], SamplingParams(max_tokens=12, ignore_eos=True))
+    answer.request.stop_ids = frozenset({whole.token_ids[5]})
+    [found] = static._finish([answer])
     end = whole.token_ids.index(whole.token_ids[5]) + 1
-    assert request.output == whole.token_ids[:end]
-    assert request.finish_reason == "stop"
-    assert engine.blocks.full.used == engine.blocks.sliding.used == 0
+    assert (found.token_ids, found.finish_reason) == (whole.token_ids[:end], "stop")
+    blocks = static.session.engine.blocks
+    assert blocks.full.used == blocks.sliding.used == 0
 
 
 def test_a_request_that_comes_later_joins(static, plain):
     params = SamplingParams(max_tokens=9, ignore_eos=True)
     expected = plain.generate([[3, 1], [4, 1, 5]], params)
-    answers = static._answers([[3, 1], [4, 1, 5]], params)
-    engine = static._engine(answers)
-    late = engine.scheduler.waiting.pop()
+    first, late = static._answers([[3, 1], [4, 1, 5]], params)
+    static.session.put([first])
     for _ in range(4):
-        static._hear(engine, answers, engine.step())
-    engine.add(late)
-    while (step := engine.step()) is not None:
-        static._hear(engine, answers, step)
-    assert [answer.completion()[1] for answer in answers] == [c.token_ids for c in expected]
+        static.session.step()
+    static.session.put([late])
+    while late.done is None:
+        static.session.step()
+    assert [first.done, late.done] == expected
 
 
-def test_a_runner_is_used_again_where_its_cache_is_large_enough(static):
-    static.generate([[1, 2, 3]], SamplingParams(max_tokens=30))
-    first = static._idle
-    static.generate([[1, 2]], SamplingParams(max_tokens=3))
-    assert static._idle is first
-    next(static.stream([1, 2]))  # left early: it keeps its runner
-    assert static._idle is None
-    static.generate([[1, 2]] * 9, SamplingParams(max_tokens=60))
-    assert static._idle is not first
+def test_what_is_given_up_while_it_is_computed_leaves_the_others_as_they_are(static, plain):
+    params = SamplingParams(max_tokens=30, ignore_eos=True)
+    [expected] = plain.generate([[3, 1]], params)
+    other, kept = static._answers([[4, 1, 5], [3, 1]], params)
+    static.session.put([other, kept])
+    for _ in range(5):
+        static.session.step()
+    static.session.cancel([other])
+    blocks = static.session.engine.blocks
+    blocks.check([kept.request])
+    while kept.done is None:
+        static.session.step()
+    assert kept.done == expected
+    assert other.done is None
+    assert blocks.full.used == blocks.sliding.used == 0
+
+
+def test_a_preempted_requests_tables_are_written_anew(folder, plain):
+    params = SamplingParams(max_tokens=40, ignore_eos=True)
+    prompts = [[3, 1, 4], [9] * 4, [5] * 8]
+    expected = plain.generate(prompts, params)
+    with tpx.LLM(folder, "tp1", dtype="float32", device="cpu") as llm:
+        give_pages(llm, full=6, sliding=40)
+        fix_shapes(llm)
+        assert llm.generate(prompts, params) == expected
+        assert llm.session.engine.scheduler.preempted > 0
 
 
 def request(temperature: float = 0.0, pages: int = 1, **changes) -> Request:
-    return Request(0, (1,), 9, temperature=temperature, full=[0] * pages, **changes)
+    return Request((1,), 9, temperature=temperature, full=[0] * pages, **changes)
 
 
 def test_shapes():

@@ -22,7 +22,7 @@ from ranks import ranks
 from tiny import tiny_config
 from torch import distributed
 
-from tpx.comm import Groups, Record
+from tpx.comm import Groups
 from tpx.errors import CheckpointError
 from tpx.exchange import load_shared
 from tpx.index import TensorMeta
@@ -33,6 +33,7 @@ from tpx.plan.prepare import prepare
 from tpx.plan.spans import Copy, Span
 from tpx.plan.types import Part, Shard
 from tpx.read import Arena, Files, ReadStats, load_spans
+from tpx.record import Record
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import ranks
-from tiny import PARAMS, PROMPTS, changed, open_llm, tiny_checkpoint
+from tiny import PARAMS, PROMPTS, changed, give_pages, open_llm, tiny_checkpoint
 
 import tpx
 from tpx import SamplingParams
@@ -79,23 +79,33 @@ def test_batch_and_order_change_nothing(llm, expected):
 
 
 def test_requests_that_wait_for_the_cache_give_the_same(folder, expected):
-    with open_llm(folder, "tp1") as llm:
-        llm._cache_limit = 40_000  # bytes: room for the longest request and little more
-        answers = llm._answers(PROMPTS, PARAMS)
-        engine = llm._engine(answers)
-        engine.step()
-        assert engine.scheduler.waiting
+    with open_llm(folder, "tp1", context=60, batch=2) as llm:
+        scheduler = llm.session.engine.scheduler
+        stream = llm.stream(PROMPTS[4], PARAMS[4])
+        pieces = [next(stream)]
         assert llm.generate(PROMPTS, PARAMS) == expected
+        assert "".join([*pieces, *stream]) == expected[4].text
+        assert scheduler.preempted == 0
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_requests_that_give_way_to_older_ones_give_the_same(folder, expected, shares):
+    with open_llm(folder, "tp1", prefix_cache=shares) as llm:
+        give_pages(llm, full=6, sliding=40)
+        found = llm.generate([*PROMPTS[4:] * 3, *PROMPTS], [*PARAMS[4:] * 3, *PARAMS])
+        assert found == [*expected[4:] * 3, *expected]
+        engine = llm.session.engine
+        assert engine.scheduler.preempted > 0
+        engine.blocks.check([])
 
 
 @pytest.mark.parametrize("most", [1, 7, 33])
 def test_prompts_cut_into_chunks_give_the_same(llm, expected, most):
-    answers = llm._answers(PROMPTS, PARAMS)
-    engine = llm._engine(answers, most)
-    while (step := engine.step()) is not None:
-        llm._hear(engine, answers, step)
-        engine.blocks.check(engine.scheduler.running)
-    assert [answer.completion() for answer in answers] == expected
+    kept = llm.session
+    give_pages(llm, 40, 40, most)
+    assert llm.generate(PROMPTS, PARAMS) == expected
+    llm.session.engine.blocks.check([])
+    llm.session = kept
 
 
 def test_the_texts_are_what_the_tokens_say(llm, expected):
@@ -128,17 +138,25 @@ def test_a_stream_that_is_left_early_leaves_no_trace(llm, expected):
 
 def test_the_sliding_layers_cache_holds_the_window_and_no_more(llm):
     params = SamplingParams(max_tokens=60, ignore_eos=True)
-    engine = llm._engine(llm._answers([[9] * 30, [8] * 30], params))
+    answers = llm._answers([[9] * 30, [8] * 30], params)
+    llm.session.put(answers)
+    engine = llm.session.engine
     most = window_pages(llm.spec.sliding_window - 1)
     used = []
-    while engine.step() is not None:
+    while not all(answer.done for answer in answers):
+        llm.session.step()
         used.append(engine.blocks.sliding.used)
         engine.blocks.check(engine.scheduler.running)
     assert max(used[:-1]) == 2 * most < 2 * window_pages(90)
     assert used[-1] == engine.blocks.full.used == 0
-    sliding, full = (cache.k.shape[0] for cache in engine.runner.caches)
-    assert full == 1 + 2 * 6  # one to spare, and 89 tokens twice
-    assert sliding == 2 * (most + 1) + 4  # one each to grow into, and 60 tokens of prompts
+
+
+def test_the_cache_has_pages_for_as_many_sequences_as_run_at_once(folder):
+    with open_llm(folder, "tp1", context=89, batch=2) as llm:
+        sliding, full = (cache.k.shape[0] for cache in llm.session.engine.runner.caches)
+        assert full == 1 + 2 * 6  # one to spare, and 89 tokens twice
+        # The window, one more to grow into, and what a step of all tokens adds.
+        assert sliding == 2 * (window_pages(llm.spec.sliding_window) + 1) + 12
 
 
 def test_dtype_is_the_checkpoints_unless_it_is_named(folder):

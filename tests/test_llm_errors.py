@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_checkpoint
+from tiny import give_pages, tiny_checkpoint
 
 import tpx
 from tpx import SamplingParams
@@ -98,13 +98,13 @@ def test_params_that_do_not_fit(llm, params, message, hint):
 
 def test_a_request_that_the_cache_cannot_hold(folder):
     with tpx.LLM(folder, "tp1", dtype="float32", device="cpu") as llm:
-        llm._cache_limit = 1000
+        give_pages(llm, full=2, sliding=9)
         with pytest.raises(RequestError) as caught:
-            llm.generate([[1], [2] * 9], SamplingParams(max_tokens=5))
+            llm.generate([[1], [2] * 9], SamplingParams(max_tokens=30))
         says(
             caught.value,
-            "prompt `0` and its new tokens, `6` in all, need `8192` bytes of cache a rank, and "
-            "there is room for `1000`",
+            "prompt `1` and its new tokens, `39` in all, need `12288` bytes of cache a rank, and "
+            "there are `22528`",
             "lower `max_tokens`, shorten the prompt, or cut the heads over more ranks (tp)",
         )
 
@@ -140,7 +140,11 @@ RANKS = "start one process a GPU: `tpx launch --nproc N SCRIPT`, and name the cu
         ("trust_remote_code", "no code of a checkpoint is run; leave it out"),
         ("max_memory", f"{PLACEMENT}; `limits: {{memory: ...}}` in a plan bounds a rank"),
         ("tp_plans", "did you mean `tp_plan`?"),
-        ("xyzzy", "use `tp_plan`, `dtype`, `device`, `revision`, `download` or `use_kernels`"),
+        (
+            "xyzzy",
+            "use `tp_plan`, `dtype`, `device`, `revision`, `download`, `use_kernels`, `context`, "
+            "`batch`, `memory_fraction`, `prefix_cache` or `graphs`",
+        ),
     ],
 )
 def test_a_keyword_that_llm_does_not_know(word, hint):

@@ -83,7 +83,8 @@ def test_ignore_eos_that_is_no_bool(value):
         ("do_sample", "`temperature=0` is greedy, and any other temperature samples"),
         (
             "logit_bias",
-            "use `temperature`, `top_p`, `top_k`, `max_tokens`, `seed`, `stop` or `ignore_eos`",
+            "use `temperature`, `top_p`, `top_k`, `max_tokens`, `seed`, `stop`, `ignore_eos`, "
+            "`logprobs` or `n`",
         ),
     ],
 )
@@ -100,3 +101,24 @@ def test_numbers_of_numpy_and_a_single_stop_string_are_taken():
     assert SamplingParams(seed=2**64 - 1).seed == 2**64 - 1
     with pytest.raises(AttributeError):
         params.top_k = 4
+
+
+@pytest.mark.parametrize(
+    ("given", "message", "hint"),
+    [
+        (
+            {"logprobs": -1},
+            "`logprobs` is `-1`, and must be a whole number from 0 up",
+            "0 reports the token drawn alone, None nothing",
+        ),
+        (
+            {"n": 0},
+            "`n` is `0`, and must be a whole number from 1 up",
+            "say how many continuations to write",
+        ),
+    ],
+)
+def test_logprobs_and_n_out_of_range(given, message, hint):
+    with pytest.raises(RequestError) as caught:
+        SamplingParams(**given)
+    says(caught.value, message, hint)

@@ -10,10 +10,10 @@ from parity import build
 from ranks import ranks
 
 import tpx
-from tpx.comm import Record
 from tpx.families.steps import Collective
 from tpx.plan.find import plans_for_world
 from tpx.plan.prepare import Prepared, prepare
+from tpx.record import Record
 from tpx.split import split
 
 TOKENS = 12  # of each dp group's prompt

@@ -33,19 +33,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("explain"))
 
 
-def caches(llm: tpx.LLM, load: Load) -> int:
-    """Bytes of the cache that the engine makes for so many sequences of so many tokens."""
-    params = tpx.SamplingParams(max_tokens=1)
-    engine = llm._engine(llm._answers([[7] * load.context] * load.batch, params))
-    return sum(cache.k.nbytes + cache.v.nbytes for cache in engine.runner.caches)
+def caches(llm: tpx.LLM) -> int:
+    """Bytes of the engine's cache."""
+    caches = llm.session.engine.runner.caches
+    return sum(cache.k.nbytes + cache.v.nbytes for cache in caches)
 
 
 def loaded(folder: Path, plans: list[str], load: Load) -> list[tuple[Any, int]]:
     """Of each plan: what all ranks report, and the bytes of this rank's cache."""
     found = []
     for plan in plans:
-        with tpx.LLM(folder, tp_plan=plan, device="cpu") as llm:
-            found.append((llm.report.ranks, caches(llm, load)))
+        sizes = {"context": load.context, "batch": load.batch}
+        with tpx.LLM(folder, tp_plan=plan, device="cpu", **sizes) as llm:
+            found.append((llm.report.ranks, caches(llm)))
     return found
 
 
@@ -105,9 +105,10 @@ def test_activations_are_estimated_within_a_quarter(
     logits = buffers.logits_bytes(spec, load, Mesh())
     assert max(found, key=lambda name: found[name]) == where
     torch.set_num_threads(1)
-    with tpx.LLM(folder, tp_plan="tp1", dtype=dtype, device="cpu") as llm:
+    with tpx.LLM(folder, tp_plan="tp1", dtype=dtype, device="cpu", prefix_cache=False) as llm:
         params = tpx.SamplingParams(max_tokens=1)
-        engine = llm._engine(llm._answers([[7] * load.context] * load.batch, params))
+        llm.session.put(llm._answers([[7] * load.context] * load.batch, params))
+        engine = llm.session.engine
         for _ in range(-(-load.context * load.batch // buffers.STEP_TOKENS) - 1):
             engine.step()
         measured = peak(engine)

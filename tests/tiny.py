@@ -15,6 +15,12 @@ from tokenizers import decoders, models, pre_tokenizers
 
 import tpx
 from tpx import SamplingParams
+from tpx.engine.blocks import Blocks
+from tpx.engine.cache import Pages, make_caches
+from tpx.engine.engine import Engine
+from tpx.engine.runner import Runner
+from tpx.engine.scheduler import Limits
+from tpx.session import Session
 from tpx.text import Tokenizer
 
 # 3 blocks inside an expert, so that one of four ranks holds none; a window shorter than prompts.
@@ -70,8 +76,19 @@ def write_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(folder)
 
 
-def open_llm(folder: Path, plan: str) -> tpx.LLM:
-    return tpx.LLM(folder, plan, dtype="float32", device="cpu")
+def open_llm(folder: Path, plan: str, **options: Any) -> tpx.LLM:
+    return tpx.LLM(folder, plan, dtype="float32", device="cpu", **options)
+
+
+def give_pages(llm: tpx.LLM, full: int, sliding: int, tokens: int = 512) -> None:
+    """Another cache, of so many pages, and a step of so many tokens."""
+    old = llm.session.engine
+    caches = make_caches(Pages(full, sliding), llm._cache, llm.device)
+    runner = Runner(old.runner.model, caches, llm.groups, llm.device, False)
+    blocks = Blocks(full, sliding, llm.spec.sliding_window, old.blocks.shares)
+    llm.session = Session(
+        Engine(runner, blocks, Limits(tokens, min(64, tokens)), llm.groups), llm.groups
+    )
 
 
 def changed(folder: Path, target: Path, name: str, **values: Any) -> Path:

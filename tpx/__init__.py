@@ -11,18 +11,23 @@ from typing import TYPE_CHECKING
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .async_engine import AsyncEngine
     from .errors import CheckpointError, LaunchError, PlanError, RequestError, TpxError
     from .llm import LLM
-    from .params import SamplingParams
-    from .results import Completion
+    from .params import Request, SamplingParams
+    from .results import Completion, Piece, Result
 
 __all__ = [
     "LLM",
+    "AsyncEngine",
     "CheckpointError",
     "Completion",
     "LaunchError",
+    "Piece",
     "PlanError",
+    "Request",
     "RequestError",
+    "Result",
     "SamplingParams",
     "TpxError",
     "__version__",
@@ -30,7 +35,11 @@ __all__ = [
 
 _HOMES = {
     "LLM": "llm",
+    "AsyncEngine": "async_engine",
     "Completion": "results",
+    "Piece": "results",
+    "Request": "params",
+    "Result": "results",
     "SamplingParams": "params",
     "CheckpointError": "errors",
     "LaunchError": "errors",

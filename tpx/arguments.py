@@ -10,14 +10,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from .agree import Said, digest
+from .engine.start import REQUESTS, Wanted
 from .errors import RequestError, did_you_mean
 from .hub import AUTO, DOWNLOADS
 from .kernels import Device, Loaded, choose, load, read_wanted
+from .params import check_bool, check_whole, is_number
 from .plan.prepare import Prepared, prepare
 from .version import __version__
 from .worker import setting
 
-WORDS = ("tp_plan", "dtype", "device", "revision", "download", "use_kernels")
+WORDS = ("tp_plan", "dtype", "device", "revision", "download", "use_kernels", "context", "batch",
+         "memory_fraction", "prefix_cache", "graphs")  # fmt: skip
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 PLACEMENT = 'a plan says what each rank holds: `tp_plan="auto"`, or a plan\'s name or path'
 RANKS = "start one process a GPU: `tpx launch --nproc N SCRIPT`, and name the cut in `tp_plan`"
@@ -41,14 +44,27 @@ FOREIGN = {
     "attn_implementation": "there is one attention for each device; leave it out",
     "trust_remote_code": "no code of a checkpoint is run; leave it out",
     "low_cpu_mem_usage": "each rank reads its own shards only; leave it out",
-    "gpu_memory_utilization": "the cache is sized from what the prompts need; leave it out",
-    "max_model_len": "the model's own positions hold; bound a request with `max_tokens`",
+    "gpu_memory_utilization": "write `memory_fraction`",
+    "max_model_len": "write `context`",
+    "max_num_seqs": "write `batch`",
+    "enable_prefix_caching": "write `prefix_cache`",
+    "enforce_eager": "write `graphs=False`",
     "tokenizer": "the checkpoint's own `tokenizer.json` is used; leave it out",
     "token": "log in with `hf auth login`, or set HF_TOKEN",
     "cache_dir": "set HF_HUB_CACHE",
     "local_files_only": "set HF_HUB_OFFLINE=1",
     "model": "give the folder or Hub id first: `tpx.LLM(PATH_OR_HUB_ID)`",
 }
+
+
+class EngineArguments(NamedTuple):
+    """As they were given; None where they were left out."""
+
+    context: object = None
+    batch: object = None
+    memory_fraction: object = None
+    prefix_cache: object = True
+    graphs: object = True
 
 
 class Arguments(NamedTuple):
@@ -59,28 +75,71 @@ class Arguments(NamedTuple):
     dtype: object
     revision: object
     download: object = None
+    engine: EngineArguments = EngineArguments()
 
 
-def prepare_arguments(given: Arguments, world: int) -> tuple[tuple[Prepared, str], dict[str, Said]]:
-    """The checkpoint and plan, and the name of the dtype; and what all ranks must have alike.
+class Ready(NamedTuple):
+    """dtype: its name."""
+
+    prepared: Prepared
+    dtype: str
+    engine: Wanted
+
+
+def prepare_arguments(given: Arguments, world: int) -> tuple[Ready, dict[str, Said]]:
+    """What the arguments mean; and what all ranks must have alike.
 
     Raises RequestError, PlanError and CheckpointError.
     """
     revision = check_text("revision", given.revision)
     download = check_download(given.download)
     dtype = check_dtype(given.dtype)
+    check_engine(given.engine)
     model = check_model(setting(given.model, "TPX_MODEL"))
     tp_plan = check_plan(setting(given.tp_plan, "TPX_TP_PLAN", "auto"))
     prepared = prepare(model, tp_plan, world, revision, download=download)
     dtype = prepared.spec.dtype if dtype == "auto" else dtype
+    engine = engine_wanted(given.engine, prepared)
     files = [prepared.index.header_digest, prepared.config, prepared.generation_config]
     said = {
         "versions of tpx": Said(__version__, __version__),
         "checkpoints": Said(digest(files), str(prepared.folder)),
         "plans": Said(digest(prepared.text), prepared.plan.path),
         "dtypes": Said(dtype, dtype),
+        "sizes of the engine": Said(digest(engine), str(engine)),
     }
-    return (prepared, dtype), said
+    return Ready(prepared, dtype, engine), said
+
+
+def check_engine(given: EngineArguments) -> None:
+    for name in ("context", "batch"):
+        value: Any = getattr(given, name)
+        if value is not None:
+            check_whole(name, value, 1, f"leave it out, or write `{name}=16`")
+    share: Any = given.memory_fraction
+    if share is not None and (not is_number(share) or not 0 < share <= 1):
+        raise RequestError(
+            f"`memory_fraction` is `{share!r}`, and must be a number above 0 and at most 1",
+            "leave it out, or write `memory_fraction=0.9`",
+        )
+    for name in ("prefix_cache", "graphs"):
+        check_bool(name, getattr(given, name))
+
+
+def engine_wanted(given: EngineArguments, prepared: Prepared) -> Wanted:
+    """Raises RequestError where the model has fewer positions than `context`."""
+    limits, positions = prepared.plan.limits, prepared.spec.max_position_embeddings
+    asked: Any = given.context
+    if asked is not None and asked > positions:
+        raise RequestError(
+            f"`context` is `{asked}`, and the model has `{positions}` positions",
+            f"write at most `context={positions}`",
+        )
+    context = asked or min(limits.context or positions, positions)
+    batch: Any = given.batch or limits.batch
+    requests = REQUESTS if batch is None else -(-batch // prepared.plan.mesh.dp)
+    _, _, share, *switches = given
+    return Wanted(int(context), int(requests), share, *switches)  # type: ignore[arg-type]
 
 
 def prepare_kernels(use_kernels: object, device: Device) -> tuple[Loaded, dict[str, Said]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -18,37 +18,12 @@ from torch.nn.functional import pad
 from torch.profiler import record_function
 
 from .mesh import GROUPS, Mesh
+from .record import Log, Record, backward
 
 # torch 2.13's names, or those that they replace.
 _NEW = hasattr(distributed, "all_gather_single")
 _all_gather = getattr(distributed, "all_gather_single" if _NEW else "all_gather_into_tensor")
 _reduce_scatter = getattr(distributed, "reduce_scatter_single" if _NEW else "reduce_scatter_tensor")
-
-
-class Record(NamedTuple):
-    """One collective as this rank called it; shape and nbytes of what it put in, before padding.
-
-    op: all_reduce, all_gather, reduce_scatter, all_to_all or broadcast; a collective of a backward
-    pass has `.backward` at the end of its name.
-    """
-
-    name: str
-    op: str
-    group: str
-    shape: tuple[int, ...]
-    dtype: str
-    nbytes: int
-
-    @classmethod
-    def of(cls, name: str, op: str, group: str, x: Tensor) -> Record:
-        dtype = str(x.dtype).removeprefix("torch.")
-        return cls(name, op, group, tuple(x.shape), dtype, x.nbytes)
-
-
-class _Log:
-    """What the groups of one rank share: the records, or None where nobody listens."""
-
-    records: list[Record] | None = None
 
 
 class Group:
@@ -64,7 +39,7 @@ class Group:
         rank: int,
         device: torch.device,
         process_group: Any = None,  # None: the default group
-        log: _Log | None = None,
+        log: Log | None = None,
     ):
         self.name = name
         self.ranks = ranks
@@ -72,7 +47,7 @@ class Group:
         self.size = len(ranks)
         self.device = device
         self._process_group = process_group
-        self._log = log or _Log()
+        self._log = log or Log()
 
     def all_reduce(self, x: Tensor, name: str) -> Tensor:
         """The sum over the group, the same bits on every rank. Backward: identity."""
@@ -141,6 +116,18 @@ class Group:
         joined = self.all_gather(mine.to(self.device), name, sizes).cpu()
         return [part.numpy().tobytes() for part in torch.split(joined, sizes)]
 
+    def broadcast_bytes(self, data: bytes, src: int, name: str) -> bytes:
+        """What rank `src` of the group gave, of any length."""
+        if self.size == 1:
+            return data
+        length = torch.tensor([len(data)], device=self.device)
+        size = int(self.broadcast(length, src, f"{name}.lengths"))
+        if not size:
+            return b""
+        given = bytearray(data if self.rank == src else size)
+        mine = torch.frombuffer(given, dtype=torch.uint8)
+        return self.broadcast(mine.to(self.device), src, name).cpu().numpy().tobytes()
+
     @contextmanager
     def _collective(self, op: str, x: Tensor, name: str) -> Iterator[None]:
         """A profiler span, and a record if anybody listens, around one collective on x."""
@@ -176,7 +163,7 @@ class _Copy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return ctx.group.all_reduce(grad, _backward(ctx.name)), None, None
+        return ctx.group.all_reduce(grad, backward(ctx.name)), None, None
 
 
 class _AllGather(torch.autograd.Function):
@@ -188,7 +175,7 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return ctx.group.reduce_scatter(grad, _backward(ctx.name)), None, None, None
+        return ctx.group.reduce_scatter(grad, backward(ctx.name)), None, None, None
 
 
 class _AllGatherAlike(torch.autograd.Function):
@@ -215,7 +202,7 @@ class _ReduceScatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return ctx.group.all_gather(grad, _backward(ctx.name)), None, None
+        return ctx.group.all_gather(grad, backward(ctx.name)), None, None
 
 
 class _AllToAll(torch.autograd.Function):
@@ -228,7 +215,7 @@ class _AllToAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        back = ctx.group.all_to_all(grad, ctx.receive, ctx.send, _backward(ctx.name))
+        back = ctx.group.all_to_all(grad, ctx.receive, ctx.send, backward(ctx.name))
         return back, None, None, None, None
 
 
@@ -237,10 +224,6 @@ def _gather(group: Group, x: Tensor, name: str, put_in: Tensor) -> Tensor:
         out = x.new_empty(x.shape[0] * group.size, *x.shape[1:])
         _all_gather(out, x.contiguous(), group=group._process_group)
     return out
-
-
-def _backward(name: str) -> str:
-    return name if name.endswith(".backward") else f"{name}.backward"
 
 
 class Groups:
@@ -253,8 +236,10 @@ class Groups:
 
     def __init__(self, mesh: Mesh, rank: int, device: torch.device, local_world: int = 1):
         self.mesh, self.rank, self.device = mesh, rank, device
-        self._log = _Log()
+        self._log = Log()
         self._made: dict[tuple[int, ...], Any] = {}
+        self._made_on_host: dict[tuple[int, ...], Any] = {}
+        self._host: dict[str, Group] = {}
         every = {name: mesh.groups(name) for name in GROUPS} | {"node": mesh.nodes(local_world)}
         for name, ranks in ((name, ranks) for name, found in every.items() for ranks in found):
             if 1 < len(ranks) < mesh.world and ranks not in self._made:
@@ -270,6 +255,12 @@ class Groups:
 
     def __getitem__(self, name: str) -> Group:
         return self._groups[name]
+
+    def host(self, name: str) -> Group:
+        """A group's twin for tensors of the CPU; all ranks ask for it together the first time."""
+        if name not in self._host:
+            self._host[name] = self._host_group(name)
+        return self._host[name]
 
     @property
     def records(self) -> list[Record] | None:
@@ -289,10 +280,22 @@ class Groups:
 
     def close(self) -> None:
         """Ends the process groups made here; all ranks call it, and none uses them afterwards."""
-        for ranks, process_group in self._made.items():
+        for ranks, process_group in [*self._made.items(), *self._made_on_host.items()]:
             if self.rank in ranks:
                 distributed.destroy_process_group(process_group)
         self._made.clear()
+        self._made_on_host.clear()
+        self._host.clear()
 
     def _group(self, name: str, ranks: tuple[int, ...]) -> Group:
         return Group(name, ranks, self.rank, self.device, self._made.get(ranks), self._log)
+
+    def _host_group(self, name: str) -> Group:
+        mine, cpu = self[name], torch.device("cpu")
+        if self.device.type == "cpu" or mine.size == 1:
+            return Group(name, mine.ranks, self.rank, cpu, mine._process_group, self._log)
+        for ranks in self.mesh.groups(name):
+            if ranks not in self._made_on_host:
+                made = distributed.new_group(list(ranks), backend="gloo", group_desc=name)
+                self._made_on_host[ranks] = made
+        return Group(name, mine.ranks, self.rank, cpu, self._made_on_host[mine.ranks], self._log)

@@ -6,44 +6,43 @@ engine and tokenizer; decides nothing that they decide.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
 
 import torch
 
 from .agree import Said, agree, digest
-from .answer import Answer, stop_ids
-from .arguments import Arguments, check_text, prepare_arguments, prepare_kernels, refuse_unknown
-from .engine.blocks import Blocks
-from .engine.cache import (
-    CacheShape,
-    Pages,
-    cache_limit,
-    check_room,
-    make_caches,
-    plan_pages,
-    step_tokens,
+from .answer import Answer, make_request, stop_ids
+from .arguments import (
+    Arguments,
+    EngineArguments,
+    check_text,
+    prepare_arguments,
+    prepare_kernels,
+    refuse_unknown,
 )
-from .engine.engine import Engine, Step
-from .engine.request import Request
-from .engine.runner import Runner, captures
+from .batches import run_batch
+from .engine.cache import CacheShape, check_room
+from .engine.request import Request as EngineRequest
+from .engine.start import start_engine
 from .errors import RequestError
+from .feed import Asked
 from .hub import AUTO
-from .kernels import Choice
 from .launch.fetch_bar import fetch_bar
 from .mesh import Mesh
-from .models.load import LoadReport, load_model
+from .models.load import load_model
 from .models.proof import prove, shapes
-from .params import SamplingParams
+from .params import Request, SamplingParams
 from .plan.buffers import STEP_TOKENS
 from .plan.fetch import fetched
 from .plan.forms import stored_nbytes
-from .prompts import Model, Prompt, check_params, check_prompts
-from .results import Completion, RankReport, Report
+from .prompts import Model, Prompt, check_params, check_prompts, check_request
+from .reports import share_report
+from .results import Completion, Result
+from .session import Session
 from .text import open_tokenizer
 from .worker import Worker, describe_device, ranks_here
 
@@ -60,8 +59,13 @@ class LLM:
     "partial" what the ranks of this machine read of them, "auto" the cheaper. use_kernels: True,
     False, "local", "hub", "off", or an operation's name -> one of these or a Hub kernel
     `owner/name@1` (see tpx.kernels.read_wanted); None takes TPX_KERNELS, else True: what ships with
-    tpx where triton can run it. Raises PlanError, CheckpointError, LaunchError and RequestError, on
-    all ranks alike.
+    tpx where triton can run it. context: tokens that a sequence can have; None takes the plan's
+    limit, else the model's positions. batch: sequences that are computed at once, over all dp
+    groups; None takes the plan's limit, else 256 a group. memory_fraction: of a GPU's memory, for
+    weights, cache and a step together (0.9); of what a CPU has available, for the caches of its
+    ranks (0.25). prefix_cache: whether prompts that begin alike share what is computed. graphs:
+    whether steps of one token each run as CUDA graphs, on GPUs. Raises PlanError, CheckpointError,
+    LaunchError and RequestError, on all ranks alike.
     """
 
     def __init__(
@@ -73,6 +77,11 @@ class LLM:
         revision: str | None = None,
         download: str | None = None,
         use_kernels: bool | str | Mapping[str, object] | None = None,
+        context: int | None = None,
+        batch: int | None = None,
+        memory_fraction: float | None = None,
+        prefix_cache: bool = True,
+        graphs: bool = True,
         **unknown: object,
     ):
         refuse_unknown(unknown)
@@ -81,8 +90,9 @@ class LLM:
         self.device = self.worker.device
         world = self.worker.place.world
         everyone = self.worker.groups(Mesh(tp=world, edp=world))["world"]
-        given = Arguments(path_or_hub_id, tp_plan, dtype, revision, download)
-        self.prepared, dtype_name = agree(everyone, lambda: prepare_arguments(given, world))
+        sizes = EngineArguments(context, batch, memory_fraction, prefix_cache, graphs)
+        given = Arguments(path_or_hub_id, tp_plan, dtype, revision, download, sizes)
+        self.prepared, dtype_name, wanted = agree(everyone, lambda: prepare_arguments(given, world))
         self.dtype: torch.dtype = getattr(torch, dtype_name)
         kind = describe_device(self.device)
         self.kernels = agree(everyone, lambda: prepare_kernels(use_kernels, kind))
@@ -94,6 +104,7 @@ class LLM:
         self._stop_ids = stop_ids(self.prepared)
         rank_plan = self.prepared.rank_plan(self.worker.place.rank)
         self._cache = CacheShape(self.spec, rank_plan.cuts["KV"].size, self.dtype)
+        self.context = wanted.context
         self.kernels = prove(self.kernels, self.device, shapes(rank_plan, self.dtype))
         writer, kept = self.worker.progress(), stored_nbytes(rank_plan)
         here, told = ranks_here(self.worker.place), self.worker.place.world > 1
@@ -113,18 +124,28 @@ class LLM:
         if not load.bytes_read:  # else the last byte has said it
             writer.update("load", 0, 0, kept)
         writer.close()
-        self.report, self._cache_limit = self._share(load)
-        self._static = captures(self.device, self.spec, self.groups, self.kernels.modules)
-        self._idle: Runner | None = None
+        self.report = share_report(
+            self.groups["world"], self.prepared, str(self.device), load, self.kernels.chosen.choices
+        )
+        kernels, decode = self.kernels.modules, rank_plan.dispatch.decode
+        where = self.groups, self.device, kernels, decode
+        engine = start_engine(self.model, self._cache, wanted, *where)
+        self.session = Session(engine, self.groups)
+        self._borrower: object = None
 
     def generate(self, prompts: Sequence[Prompt], params: Params = None) -> list[Completion]:
         """Continues each prompt (text, or token ids), in the order given; params: one for all, or a
-        list with one for each. With dp > 1 the dp groups share the prompts out."""
-        answers = self._answers(prompts, params)
-        engine = self._engine(answers)
-        for step in self._steps(engine):
-            self._hear(engine, answers, step)
-        return self._results(answers)
+        list with one for each. Of a prompt with n > 1 the continuations follow each other. With
+        dp > 1 the dp groups share the prompts out."""
+        return self._finish(self._answers(prompts, params))
+
+    def generate_batch(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Continues requests out of an iterable, and yields their results as they finish, the same
+        on every rank. The first rank's iterable is taken from as room comes, and so may be long;
+        what it waits for the engine waits for too (see AsyncEngine)."""
+        self._check_free()
+        asked = (self.check(one, number) for number, one in enumerate(requests))
+        return run_batch(self.session, self.groups.host("world"), asked, self.answers_to)
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None
@@ -132,29 +153,34 @@ class LLM:
         """The pieces of generate([prompt])[0].text as they are written, whole characters only. All
         ranks get the same pieces, and must take the same number of them. The generator's own value
         (`completion = yield from llm.stream(...)`) is what generate would give."""
+        if params is not None and params.n > 1:
+            raise RequestError("`stream` writes one text, and `n` is more", "use `generate`")
         [answer] = self._answers([prompt], params)
-        return self._pieces(answer, self._engine([answer]))
+        return self._pieces(answer)
 
     def logits(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
         """For each prompt float32 [tokens, vocab] on the CPU: what the model says comes after each
         token. The same on every rank."""
         given = agree(self.groups["world"], lambda: self._checked(prompts, None))
-        requests = [
-            Request(number, tokens, len(tokens), all_logits=True)
-            for number, (tokens, _) in enumerate(given)
-        ]
-        engine = self._engine([Answer(request, SamplingParams(), None) for request in requests])
-        parts: list[list[torch.Tensor]] = [[] for _ in requests]
-        for step in self._steps(engine):
-            for request, part in step.logits:
-                parts[request.id].append(part.cpu())
-        return [self._shared(request, parts[request.id]) for request in requests]
+        requests = [EngineRequest(t, len(t), all_logits=True) for t, _ in given]
+        answers = [Answer(request, (), None) for request in requests]
+        self._finish(answers)
+        return [self._shared(answer) for answer in answers]
+
+    def lend(self, borrower: object) -> Session:
+        """The session, for a caller that alone steps it until `take_back`. Raises RequestError."""
+        self._check_free()
+        self._borrower = borrower
+        return self.session
+
+    def take_back(self, borrower: object) -> None:
+        if self._borrower is borrower:
+            self._borrower = None
 
     def close(self) -> None:
         """Lets go of the model, and ends the groups made for it. All ranks call it."""
         if hasattr(self, "model"):
-            del self.model
-            self._idle = None
+            del self.model, self.session
             self.groups.close()
 
     def __enter__(self) -> LLM:
@@ -169,132 +195,106 @@ class LLM:
         if error is None:  # else other ranks may be gone, and closing would wait for them
             self.close()
 
+    def check(self, request: Request, number: int) -> Asked:
+        """A request as `answers_to` takes it. number: its name, where it has none. Raises
+        RequestError."""
+        name, prompt, params = check_request(request, number, self._model())
+        self._check_room(prompt, params, f"request `{name}`")
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        return Asked(name, prompt, params, seed)
+
+    def answers_to(self, asked: Asked) -> list[Answer]:
+        """A request's continuations."""
+        _, prompt, params, seed = asked
+        return [
+            Answer(
+                make_request(prompt, params, seed + i, self.context, self._stop_ids),
+                params.stop,
+                self.tokenizer,
+                i,
+            )
+            for i in range(params.n)
+        ]
+
     def _answers(self, prompts: Sequence[Prompt], params: Params) -> list[Answer]:
-        """A request for each prompt, on all ranks alike."""
+        """Those to prompts that every rank was given alike."""
         given = agree(self.groups["world"], lambda: self._checked(prompts, params))
         fresh = self._fresh_seed() if any(p.seed is None for _, p in given) else 0
-        return [
-            Answer(self._request(number, tokens, p, fresh + number), p, self.tokenizer)
-            for number, (tokens, p) in enumerate(given)
-        ]
+        answers: list[Answer] = []
+        for tokens, p in given:
+            seed = fresh + len(answers) if p.seed is None else p.seed
+            answers += self.answers_to(Asked("", tokens, p, seed))
+        return answers
+
+    def _check_free(self) -> None:
+        if not hasattr(self, "model"):
+            raise RequestError("the LLM is closed", "make a new one: `tpx.LLM(...)`")
+        if self._borrower is not None:
+            raise RequestError(
+                "an AsyncEngine has the LLM", "ask it, or close it first: `await engine.close()`"
+            )
+
+    def _model(self) -> Model:
+        spec = self.spec
+        sizes = spec.vocab_size, self.context, spec.max_position_embeddings
+        return Model(self.prepared.folder, self.tokenizer, *sizes)
 
     def _checked(
         self, prompts: Sequence[Prompt], params: Params
     ) -> tuple[list[tuple[tuple[int, ...], SamplingParams]], dict[str, Said]]:
-        if not hasattr(self, "model"):
-            raise RequestError("the LLM is closed", "make a new one: `tpx.LLM(...)`")
-        positions = self.spec.max_position_embeddings
-        model = Model(self.prepared.folder, self.tokenizer, self.spec.vocab_size, positions)
-        tokens = check_prompts(prompts, model)
-        listed = check_params(params, len(tokens), model)
+        self._check_free()
+        tokens = check_prompts(prompts, self._model())
+        listed = check_params(params, len(tokens), self._model())
         for number, (one, p) in enumerate(zip(tokens, listed, strict=True)):
-            request = self._request(number, one, p, 0)
-            check_room(request, self._cache, step_tokens(tokens), self._cache_limit)
+            self._check_room(one, p, f"prompt `{number}`")
         said = {"prompts": Said(digest(tokens))}
         said["sampling parameters"] = Said(digest([asdict(p) for p in listed]))
         return list(zip(tokens, listed, strict=True)), said
 
-    def _request(
-        self, number: int, tokens: tuple[int, ...], params: SamplingParams, fresh: int
-    ) -> Request:
-        return Request(
-            id=number,
-            prompt=tokens,
-            limit=min(len(tokens) + params.max_tokens, self.spec.max_position_embeddings),
-            temperature=params.temperature,
-            top_p=params.top_p,
-            top_k=params.top_k,
-            seed=params.seed if params.seed is not None else fresh % 2**64,
-            stop_ids=frozenset() if params.ignore_eos else self._stop_ids,
-        )
+    def _check_room(self, prompt: tuple[int, ...], params: SamplingParams, name: str) -> None:
+        request = make_request(prompt, params, 0, self.context, frozenset())
+        check_room(request, name, self.session.engine.blocks, self._cache)
 
     def _fresh_seed(self) -> int:
         """A seed that no one has chosen; rank 0's."""
-        mine = torch.tensor(secrets.randbits(63), device=self.device)
-        return int(self.groups["world"].broadcast(mine, 0, "engine.seed"))
+        mine = torch.tensor(secrets.randbits(63))
+        return int(self.groups.host("world").broadcast(mine, 0, "engine.seed"))
 
-    def _is_mine(self, request: Request) -> bool:
-        dp = self.groups["dp"]
-        return request.id % dp.size == dp.rank
+    def _finish(self, answers: Sequence[Answer]) -> list[Completion]:
+        """Puts them into the session and steps it until all are done."""
+        try:
+            self.session.put(answers)
+            for answer in answers:
+                while answer.done is None:
+                    self.session.step()
+        finally:
+            self.session.cancel(answers)
+        return [answer.done for answer in answers if answer.done is not None]
 
-    def _engine(self, answers: Sequence[Answer], most: int = STEP_TOKENS) -> Engine:
-        """An engine with this dp group's requests, and a cache as large as they need. most: tokens
-        in one step."""
-        requests = [answer.request for answer in answers if self._is_mine(answer.request)]
-        in_one_step = step_tokens([request.prompt for request in requests], most)
-        pages = plan_pages(requests, self._cache, in_one_step, self._cache_limit)
-        blocks = Blocks(*pages, self.spec.sliding_window, in_one_step)
-        engine = Engine(self._runner(pages), blocks, self.groups)
-        for request in requests:
-            engine.add(request)
-        return engine
+    def _pieces(self, answer: Answer) -> Generator[str, None, Completion]:
+        try:
+            self.session.put([answer], streamed=True)
+            while answer.done is None or answer.said:
+                text = "".join(text for text, _ in answer.take_said())
+                if text:
+                    yield text
+                elif answer.done is None:
+                    self.session.step()
+            return answer.done
+        finally:
+            self.session.cancel([answer])
 
-    def _runner(self, pages: Pages) -> Runner:
-        """A runner with at least these pages: the one that the last engine has given back, where
-        it has as many, so that what it has captured still holds."""
-        runner, self._idle = self._idle, None
-        if runner is None or not pages.fit(runner.pages):
-            runner = None  # its cache makes room for the next one
-            caches = make_caches(pages, self._cache, self.device)
-            kernels = self.kernels.modules
-            runner = Runner(self.model, caches, pages, self.device, self._static, kernels)
-        return runner
-
-    def _steps(self, engine: Engine) -> Iterator[Step]:
-        """All that are left."""
-        while (step := engine.step()) is not None:
-            yield step
-        self._idle = engine.runner
-
-    def _hear(self, engine: Engine, answers: Sequence[Answer], step: Step) -> list[str]:
-        """Turns a step's tokens into text, and ends what a stop string ends; -> the pieces."""
-        pieces = []
-        for request, token in step.drawn:
-            piece, stopped = answers[request.id].hear(token)
-            if stopped:
-                engine.end(request)
-            pieces.append(piece)
-        return pieces
-
-    def _pieces(self, answer: Answer, engine: Engine) -> Generator[str, None, Completion]:
-        for step in self._steps(engine):
-            piece = "".join(self._hear(engine, [answer], step)).encode()
-            piece = self.groups["dp"].gather_bytes(piece, "engine.results")[0]
-            if piece:
-                yield piece.decode()
-        return self._results([answer])[0]
-
-    def _results(self, answers: Sequence[Answer]) -> list[Completion]:
-        """What every dp group has, in the order of the prompts."""
-        done = [[a.request.id, *a.completion()] for a in answers if self._is_mine(a.request)]
-        told = self.groups["dp"].gather_bytes(json.dumps(done).encode(), "engine.results")
-        found = sorted(result for part in told for result in json.loads(part))
-        return [Completion(*result) for _, *result in found]
-
-    def _shared(self, request: Request, parts: list[torch.Tensor]) -> torch.Tensor:
-        """A request's logits, from the dp group that has them, in the chunks they came in."""
-        dp = self.groups["dp"]
+    def _shared(self, answer: Answer) -> torch.Tensor:
+        """A request's logits, from the dp group that has them."""
+        dp, request = self.groups["dp"], answer.request
         if dp.size == 1:
-            return torch.cat(parts)
-        found = torch.zeros(len(request.prompt), self.spec.vocab_size)
-        if self._is_mine(request):
-            torch.cat(parts, out=found)
-        rows = torch.split(found, STEP_TOKENS)
+            assert answer.logits is not None
+            return answer.logits
+        nothing = torch.zeros(len(request.prompt), self.spec.vocab_size)
+        found = nothing if answer.logits is None else answer.logits
         owner = request.id % dp.size
-        told = (dp.broadcast(part.to(self.device), owner, "engine.results") for part in rows)
+        told = (
+            dp.broadcast(part.to(self.device), owner, "engine.results")
+            for part in torch.split(found, STEP_TOKENS)
+        )
         return torch.cat([part.cpu() for part in told])
-
-    def _share(self, load: LoadReport) -> tuple[Report, int]:
-        """The loads of all ranks, and the smallest cache that any of them has room for."""
-        limit = cache_limit(self.device, self.worker.place.local_world)
-        mine = [str(self.device), load._asdict(), limit, self.kernels.chosen.choices]
-        told = self.groups["world"].gather_bytes(json.dumps(mine).encode(), "engine.report")
-        said = [json.loads(one) for one in told]
-        mesh = self.prepared.plan.mesh
-        ranks = [
-            RankReport(rank, mesh.coords(rank), on, **loaded)
-            for rank, (on, loaded, *_) in enumerate(said)
-        ]
-        plan, notes = self.prepared.plan.path, self.prepared.report
-        kernels = tuple(Choice(*choice) for choice in said[0][3])
-        return Report(mesh, plan, notes, tuple(ranks), kernels), min(one[2] for one in said)

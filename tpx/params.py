@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 
 from .errors import RequestError, did_you_mean
 
@@ -22,8 +22,9 @@ FOREIGN = {
     "stop_sequences": "write `stop`",
     "stop_token_ids": "stop tokens are `eos_token_id` of the checkpoint's generation_config.json",
     "eos_token_id": "stop tokens are `eos_token_id` of the checkpoint's generation_config.json",
-    "n": "repeat the prompt, with another `seed` each",
-    "num_return_sequences": "repeat the prompt, with another `seed` each",
+    "num_return_sequences": "write `n`",
+    "best_of": "write `n`, and choose by `logprobs`",
+    "top_logprobs": "write `logprobs`",
     "num_beams": "there is no beam search; `temperature=0` is greedy",
 }
 
@@ -35,7 +36,9 @@ class SamplingParams:
     temperature: 0 is greedy. top_p: keeps the smallest set of likeliest tokens that reaches this
     probability. top_k: keeps that many likeliest tokens; 0 keeps all. max_tokens: new tokens at
     most. seed: equal seeds draw equally; None takes a fresh one. stop: texts that end the result,
-    and are no part of it. ignore_eos: goes on after a stop token. Raises RequestError.
+    and are no part of it. ignore_eos: goes on after a stop token. logprobs: how many of the
+    likeliest tokens to report beside each token; 0 reports the token drawn alone, None nothing. n:
+    continuations of the prompt, the i-th with seed + i. Raises RequestError.
     """
 
     temperature: float
@@ -45,6 +48,8 @@ class SamplingParams:
     seed: int | None
     stop: tuple[str, ...]
     ignore_eos: bool
+    logprobs: int | None
+    n: int
 
     def __init__(
         self,
@@ -55,6 +60,8 @@ class SamplingParams:
         seed: int | None = None,
         stop: str | Iterable[str] = (),
         ignore_eos: bool = False,
+        logprobs: int | None = None,
+        n: int = 1,
         **unknown: object,
     ):
         for word in unknown:
@@ -70,10 +77,24 @@ class SamplingParams:
         put(self, "seed", check_seed(seed))
         put(self, "stop", check_stop(stop))
         put(self, "ignore_eos", check_bool("ignore_eos", ignore_eos))
+        hint = "0 reports the token drawn alone, None nothing"
+        wanted = None if logprobs is None else check_whole("logprobs", logprobs, 0, hint)
+        put(self, "logprobs", wanted)
+        put(self, "n", check_whole("n", n, 1, "say how many continuations to write"))
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to continue, text or token ids. id: given back with its result; None numbers the
+    requests from 0 on."""
+
+    prompt: str | Sequence[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    id: str | int | None = None
 
 
 def is_whole(value: object) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from .errors import RequestError
-from .params import SamplingParams, is_whole
+from .params import Request, SamplingParams, is_whole
 
 Prompt = str | Sequence[int]
 IDS_HINT = "a prompt is text or a list of token ids: `[[1, 2, 3]]` is one prompt of three tokens"
@@ -21,12 +21,20 @@ class Encoder(Protocol):
 
 
 class Model(NamedTuple):
-    """What prompts are checked against. positions: tokens that a sequence can have."""
+    """What prompts are checked against. positions: tokens that a sequence can have, because of
+    `context` or of the model itself."""
 
     folder: Path
     tokenizer: Encoder | None
     vocab_size: int
     positions: int
+    own: int
+
+    @property
+    def bound(self) -> str:
+        if self.positions < self.own:
+            return f"`context` is `{self.positions}`"
+        return f"the model has `{self.positions}` positions"
 
 
 def check_prompts(prompts: Sequence[Prompt], model: Model) -> list[tuple[int, ...]]:
@@ -39,42 +47,60 @@ def check_prompts(prompts: Sequence[Prompt], model: Model) -> list[tuple[int, ..
         )
     if not prompts:
         raise RequestError("`prompts` is empty", "give at least one prompt")
-    return [check_prompt(prompt, number, model) for number, prompt in enumerate(prompts)]
+    return [
+        check_prompt(prompt, f"prompt `{number}`", model) for number, prompt in enumerate(prompts)
+    ]
 
 
-def check_prompt(prompt: Prompt, number: int, model: Model) -> tuple[int, ...]:
-    ids = to_ids(prompt, number, model)
+def check_request(
+    request: Request, number: int, model: Model
+) -> tuple[str | int, tuple[int, ...], SamplingParams]:
+    """Its name (`number`, where it has none), token ids and parameters. Raises RequestError."""
+    if not isinstance(request, Request):
+        raise RequestError(
+            f"request `{number}` is a `{type(request).__name__}`, not a Request",
+            "write `tpx.Request(prompt, tpx.SamplingParams(max_tokens=64))`",
+        )
+    name = number if request.id is None else request.id
+    if not isinstance(name, str) and not is_whole(name):
+        raise RequestError(f"`id` is `{name!r}`, neither text nor a whole number", None)
+    [params] = check_params(request.params, 1, model)
+    return name, check_prompt(request.prompt, f"request `{name}`", model), params
+
+
+def check_prompt(prompt: Prompt, name: str, model: Model) -> tuple[int, ...]:
+    """name: what messages call it."""
+    ids = to_ids(prompt, name, model)
     if not ids:
-        raise RequestError(f"prompt `{number}` is empty", "give it at least one token")
+        raise RequestError(f"{name} is empty", "give it at least one token")
     for place, token in enumerate(ids):
         if not 0 <= token < model.vocab_size:
             raise RequestError(
-                f"prompt `{number}` has token id `{token}` at place `{place}`, outside the "
+                f"{name} has token id `{token}` at place `{place}`, outside the "
                 f"vocabulary of `{model.vocab_size}`",
                 f"ids go from 0 to {model.vocab_size - 1}",
             )
     if len(ids) > model.positions:
         raise RequestError(
-            f"prompt `{number}` has `{len(ids)}` tokens, and the model has `{model.positions}` "
-            "positions",
+            f"{name} has `{len(ids)}` tokens, and {model.bound}",
             f"shorten it by {len(ids) - model.positions} or more tokens",
         )
     return ids
 
 
-def to_ids(prompt: Prompt, number: int, model: Model) -> tuple[int, ...]:
+def to_ids(prompt: Prompt, name: str, model: Model) -> tuple[int, ...]:
     if isinstance(prompt, str):
         if model.tokenizer is None:
-            raise no_tokenizer(f"prompt `{number}`", model.folder)
+            raise no_tokenizer(name, model.folder)
         return tuple(model.tokenizer.encode(prompt))
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
         kind = type(prompt).__name__
         hint = "write `tensor.tolist()`" if hasattr(prompt, "tolist") else IDS_HINT
-        raise RequestError(f"prompt `{number}` is a `{kind}`, not text or token ids", hint)
+        raise RequestError(f"{name} is a `{kind}`, not text or token ids", hint)
     for place, token in enumerate(prompt):
         if not is_whole(token):
             raise RequestError(
-                f"prompt `{number}` has `{token!r}` at place `{place}`, which is no token id",
+                f"{name} has `{token!r}` at place `{place}`, which is no token id",
                 IDS_HINT,
             )
     return tuple(int(token) for token in prompt)

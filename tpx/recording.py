@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .comm import Record
 from .mesh import GROUPS, Mesh
 from .plan.types import RankPlan
+from .record import Record
 from .split import split
 
 

@@ -7,7 +7,15 @@ from typing import Literal, NamedTuple
 from .kernels import Choice
 from .mesh import Coords, Mesh
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Likely(NamedTuple):
+    """How likely a token was before temperature, top-k and top-p. logprob: of the token drawn, to
+    the base e. top: the likeliest tokens, (id, logprob), the likeliest first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 class Completion(NamedTuple):
@@ -15,12 +23,34 @@ class Completion(NamedTuple):
 
     text: what the tokens say, up to a stop string; "" where the checkpoint has no tokenizer.
     token_ids: the new tokens, a stop token included. finish_reason: "stop" after a stop token or a
-    stop string, "length" at max_tokens or at the model's last position.
+    stop string, "length" at max_tokens or at the last position of a sequence. logprobs: of each
+    token, where they were asked for.
     """
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
+    logprobs: list[Likely] | None = None
+
+
+class Result(NamedTuple):
+    """What a Request gives: `n` completions. id: the request's, else its number from 0 on."""
+
+    id: str | int
+    completions: list[Completion]
+
+
+class Piece(NamedTuple):
+    """What a step adds to one of a request's continuations.
+
+    choice: which of them, from 0 on. text: whole characters only; what may begin a stop string
+    comes later. completion: what the pieces have made, with the last one; else None.
+    """
+
+    choice: int
+    text: str
+    token_ids: list[int]
+    completion: Completion | None
 
 
 class RankReport(NamedTuple):

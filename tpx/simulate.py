@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from .comm import Groups, Record
+from .comm import Groups
 from .errors import PlanError
 from .families.spec import ModelSpec
 from .families.steps import Collective, MoE, ranks_reached
@@ -29,6 +29,7 @@ from .ops.route import route
 from .plan.cuts import cuts_of
 from .plan.prepare import Prepared
 from .plan.types import RankPlan
+from .record import Record
 from .recording import Arrival, Peers, RecordingGroups
 
 Phase = Literal["prefill", "decode"]

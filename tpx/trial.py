@@ -83,5 +83,5 @@ def make_trial(
         prompt = [(7919 * place + 11) % spec.vocab_size for place in range(1, count + 1)]
     positions = spec.max_position_embeddings - 1  # one more is decoded
     tokenizer = open_tokenizer(prepared.folder)
-    [ids] = check_prompts([prompt], Model(prepared.folder, tokenizer, spec.vocab_size, positions))
-    return Trial(ids, layers, max_bytes)
+    model = Model(prepared.folder, tokenizer, spec.vocab_size, positions, positions)
+    return Trial(check_prompts([prompt], model)[0], layers, max_bytes)

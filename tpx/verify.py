@@ -61,7 +61,7 @@ def verify(
     world = worker.place.world
     everyone = worker.groups(Mesh(tp=world, edp=world))["world"]
     given = Arguments(model, tp_plan, "float32", None)
-    prepared, _ = agree(everyone, lambda: prepare_arguments(given, world))
+    prepared, *_ = agree(everyone, lambda: prepare_arguments(given, world))
     agree(everyone, lambda: (trial, {"trials": Said(digest(trial))}))
     with tempfile.TemporaryDirectory(prefix="tpx-verify-") as folder:
         small = shrink(prepared, trial, everyone, Path(folder))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..batch import Batch
 from ..ops.sample import uniform
 from ..plan.buffers import PAGE
-from .blocks import GONE
+from .blocks import GONE, pages_for
 from .scheduler import Chunk
+
+Numbers = npt.NDArray[np.int64]
 
 
 class Draws(NamedTuple):
@@ -25,49 +30,59 @@ class Draws(NamedTuple):
     any_top_p: bool
 
 
-def make_batch(chunks: list[Chunk], longest: int, decode: bool, device: torch.device) -> Batch:
+def make_batch(chunks: Sequence[Chunk], longest: int, decode: bool, device: torch.device) -> Batch:
     """Chunks one after another, in order; [] gives a batch of no token.
 
     longest, decode: as all ranks agreed, see Batch. logits_at: the last row of a chunk that draws,
     every row of a request that keeps all logits.
     """
 
-    def integers(values: list[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+    def integers(values: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.as_tensor(values, dtype=dtype).to(device)
 
-    positions = [position for chunk in chunks for position in range(chunk.start, chunk.stop)]
-    starts = [0, *accumulate(chunk.size for chunk in chunks)]
+    positions = [np.arange(chunk.start, chunk.stop) for chunk in chunks]
     full = [chunk.request.full for chunk in chunks]
     sliding = [chunk.request.sliding for chunk in chunks]
     return Batch(
         ids_T=integers([t for c in chunks for t in c.request.tokens(c.start, c.stop)]),
-        positions_T=integers(positions),
-        starts_B=integers(starts, torch.int32),
+        positions_T=integers(joined(positions)),
+        starts_B=integers([0, *accumulate(chunk.size for chunk in chunks)], torch.int32),
         lengths_B=integers([chunk.stop for chunk in chunks], torch.int32),
-        slots_T=(integers(slots(chunks, full)), integers(slots(chunks, sliding))),
-        tables_BN=(table(chunks, full, device), table(chunks, sliding, device)),
+        slots_T=(integers(slots(positions, full)), integers(slots(positions, sliding))),
+        tables_BN=(
+            integers(table(chunks, full), torch.int32),
+            integers(table(chunks, sliding), torch.int32),
+        ),
         logits_at=integers(wanted(chunks)),
         longest=longest,
         decode=decode,
     )
 
 
-def slots(chunks: list[Chunk], pages: list[list[int]]) -> list[int]:
-    return [
-        owned[position // PAGE] * PAGE + position % PAGE
-        for chunk, owned in zip(chunks, pages, strict=True)
-        for position in range(chunk.start, chunk.stop)
-    ]
+def joined(parts: list[Numbers]) -> Numbers:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
-def table(chunks: list[Chunk], pages: list[list[int]], device: torch.device) -> torch.Tensor:
-    """int32 [B, N]; a request's own pages, cut or filled up to those of the longest sequence."""
-    width = max((-(-chunk.stop // PAGE) for chunk in chunks), default=0)
-    rows = [(owned + [GONE] * width)[:width] for owned in pages]
-    return torch.tensor(rows, dtype=torch.int32, device=device).reshape(len(rows), width)
+def slots(positions: list[Numbers], pages: list[list[int]]) -> Numbers:
+    """Where each token's key and value go."""
+    return joined(
+        [
+            np.asarray(owned)[at // PAGE] * PAGE + at % PAGE
+            for at, owned in zip(positions, pages, strict=True)
+        ]
+    )
 
 
-def wanted(chunks: list[Chunk]) -> list[int]:
+def table(chunks: Sequence[Chunk], pages: list[list[int]]) -> Numbers:
+    """[B, N]; a request's own pages, cut or filled up to those of the longest sequence."""
+    width = max((pages_for(chunk.stop) for chunk in chunks), default=0)
+    rows = np.full((len(pages), width), GONE)
+    for row, owned in zip(rows, pages, strict=True):
+        row[: len(owned)] = owned[:width]
+    return rows
+
+
+def wanted(chunks: Sequence[Chunk]) -> list[int]:
     """The rows whose logits are used."""
     rows: list[int] = []
     row = 0

@@ -1,13 +1,19 @@
-"""Who owns which page of the cache: one pool for full layers, one for sliding layers.
+"""Which pages of the cache a request has: one pool for full layers, one for sliding layers.
 
-A page holds PAGE tokens of every layer of its kind. Knows requests' page lists and no tensor.
+A page holds PAGE tokens of every layer of its kind. A request takes pages as its tokens come; full
+layers keep them all, sliding layers give back those that left the window. Pages that hold the same
+tokens after the same tokens are shared. Knows no tensor.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
+from hashlib import blake2b
+from typing import NamedTuple
 
 from ..plan.buffers import PAGE
+from .pool import Pool
 from .request import Request
 
 GONE = -1  # a page that left the window
@@ -22,91 +28,155 @@ def window_pages(tokens: int) -> int:
     return pages_for(tokens + PAGE - 1) if tokens else 0
 
 
-def resting_pages(request: Request, window: int) -> int:
-    """Sliding pages that a request holds between steps at most, and one to grow into."""
-    return min(pages_for(request.most_cached), window_pages(window) + 1)
+def page_keys(request: Request, count: int) -> list[bytes]:
+    """Of its first `count` pages: a hash of all tokens up to the page's end."""
+    keys = request.keys
+    while len(keys) < count:
+        at = len(keys) * PAGE
+        tokens = array("q", request.tokens(at, at + PAGE)).tobytes()
+        keys.append(blake2b(tokens, key=keys[-1] if keys else b"", digest_size=16).digest())
+    return keys[:count]
 
 
-class Pool:
-    """`size` pages; the lowest free one goes first."""
+class Need(NamedTuple):
+    """Pages of each pool."""
 
-    def __init__(self, size: int):
-        self.size = size
-        self.free = list(range(size - 1, -1, -1))
-
-    @property
-    def used(self) -> int:
-        return self.size - len(self.free)
-
-    def take(self) -> int:
-        return self.free.pop()
-
-    def give(self, page: int) -> None:
-        self.free.append(page)
+    full: int
+    sliding: int
 
 
 class Blocks:
     """Hands pages to requests and takes them back.
 
-    A full layer's pages are reserved at admission, for the request's whole life. A sliding layer's
-    are taken as tokens come and given back as they leave the window, so that between steps a
-    request holds the window, rounded to pages, and no more.
-
-    window: positions that a sliding layer sees, the token itself included. step_tokens: tokens that
-    one step adds at most, over all requests.
+    full, sliding: pages of each pool. window: positions that a sliding layer sees, the token
+    itself included. shares: whether a request starts from pages that others have filled.
     """
 
-    def __init__(self, full: int, sliding: int, window: int, step_tokens: int):
+    def __init__(self, full: int, sliding: int, window: int, shares: bool = True):
         self.full = Pool(full)
         self.sliding = Pool(sliding)
         self.window = window
-        self.step_tokens = step_tokens
-        self.promised = 0  # sliding pages that admitted requests may hold between steps
+        self.shares = shares
 
-    def resting(self, request: Request) -> int:
-        return resting_pages(request, self.window)
+    def first_seen(self, cached: int) -> int:
+        """The first page that a sliding layer sees from the token after `cached` ones."""
+        return max(0, cached - self.window + 1) // PAGE
 
-    def fits(self, request: Request) -> bool:
-        room = self.sliding.size - pages_for(self.step_tokens)
-        return (
-            pages_for(request.most_cached) <= len(self.full.free)
-            and self.promised + self.resting(request) <= room
-        )
+    def alone(self, request: Request, step: int = 1) -> Need:
+        """The most that it holds when it comes forward `step` tokens at a time."""
+        most = pages_for(request.most_cached)
+        seen = window_pages(min(request.most_cached, self.window - 1 + step))
+        return Need(most, min(most, seen))
 
-    def admit(self, request: Request) -> None:
-        assert self.fits(request)
-        assert not request.full
-        self.promised += self.resting(request)
-        request.full = [self.full.take() for _ in range(pages_for(request.most_cached))]
+    def can_hold(self, request: Request) -> bool:
+        """Whether the request fits when it has the cache for itself."""
+        need = self.alone(request)
+        return need.full <= self.full.size and need.sliding <= self.sliding.size
+
+    def missing(self, request: Request, tokens: int) -> Need:
+        """Pages to take before its first `tokens` positions have theirs."""
+        pages = pages_for(tokens)
+        return Need(max(0, pages - len(request.full)), max(0, pages - len(request.sliding)))
+
+    def has(self, need: Need) -> bool:
+        return need.full <= self.full.free and need.sliding <= self.sliding.free
+
+    def promised(self, request: Request) -> Need:
+        """Pages that a running request is going to take for the tokens that it has, and one."""
+        return Need(max(0, pages_for(request.length) - len(request.full)) + 1, 1)
+
+    def takes(self, request: Request, promised: Need) -> bool:
+        """Whether a request that waits can come in beside those who are promised pages."""
+        pages = pages_for(request.length)
+        full = self.full.free - promised.full - pages - 1
+        sliding = min(pages, window_pages(self.window)) + 1 + promised.sliding
+        if sliding > self.sliding.free:
+            return False
+        return full >= 0 or full + self._held(request) >= 0
+
+    def _held(self, request: Request) -> int:
+        """Pages that it would share with running requests."""
+        keys = page_keys(request, self._found(request))
+        return sum(self.full.is_held(key) for key in keys)
+
+    def room(self, request: Request, most: int) -> int:
+        """How many of `most` tokens more there are pages for."""
+        spare = min(self.full.free + len(request.full), self.sliding.free + len(request.sliding))
+        return max(0, min(most, spare * PAGE - request.cached))
 
     def grow(self, request: Request, tokens: int) -> None:
-        """Takes the sliding pages of the first `tokens` positions."""
-        while len(request.sliding) < pages_for(tokens):
-            request.sliding.append(self.sliding.take())
+        """Takes the pages of the first `tokens` positions."""
+        need = self.missing(request, tokens)
+        request.full += [self.full.take() for _ in range(need.full)]
+        request.sliding += [self.sliding.take() for _ in range(need.sliding)]
+
+    def share(self, request: Request) -> None:
+        """Gives a request that comes in the pages that hold its first tokens already, all but the
+        last token's: sliding layers need those of the window alone."""
+        assert not request.full
+        assert not request.cached
+        pages = self._found(request)
+        if pages:
+            keys = page_keys(request, pages)
+            first = self.first_seen(pages * PAGE)
+            request.full = [self._hold(self.full, key) for key in keys]
+            seen = [self._hold(self.sliding, key) for key in keys[first:]]
+            request.sliding = [GONE] * first + seen
+            request.gone, request.named = first, pages
+        request.cached = request.found = pages * PAGE
+        request.places += 1
+
+    def _found(self, request: Request) -> int:
+        """The most pages that a request can start from."""
+        if not self.shares or request.all_logits:
+            return 0
+        best = seen = 0
+        for number, key in enumerate(page_keys(request, (request.known - 1) // PAGE), start=1):
+            if self.full.find(key) is None:
+                break
+            seen = seen + 1 if self.sliding.find(key) is not None else 0
+            if seen >= number - self.first_seen(number * PAGE):
+                best = number
+        return best
+
+    @staticmethod
+    def _hold(pool: Pool, key: bytes) -> int:
+        page = pool.find(key)
+        assert page is not None
+        pool.hold(page)
+        return page
+
+    def name(self, request: Request) -> None:
+        """Says which tokens its pages hold, so that other requests find them."""
+        whole = min(request.cached, request.known) // PAGE
+        if not self.shares or whole <= request.named:
+            return
+        keys = page_keys(request, whole)
+        for page in range(request.named, whole):
+            self.full.name(request.full[page], keys[page])
+            if page >= request.gone:
+                self.sliding.name(request.sliding[page], keys[page])
+        request.named = whole
 
     def trim(self, request: Request) -> None:
         """Gives back the sliding pages that no later token sees."""
-        first_seen = request.cached - self.window + 1
-        for j in range(min(len(request.sliding), max(0, first_seen) // PAGE)):
-            if request.sliding[j] != GONE:
-                self.sliding.give(request.sliding[j])
-                request.sliding[j] = GONE
+        first = min(len(request.sliding), self.first_seen(request.cached))
+        for page in range(request.gone, first):
+            self.sliding.give(request.sliding[page])
+            request.sliding[page] = GONE
+        request.gone = max(request.gone, first)
 
     def release(self, request: Request) -> None:
-        self.promised -= self.resting(request)
-        for page in request.full:
+        """Takes all its pages back, the last first: the beginning of a text is found most often."""
+        for page in reversed(request.full):
             self.full.give(page)
-        for page in request.sliding:
-            if page != GONE:
-                self.sliding.give(page)
+        for page in reversed(request.sliding[request.gone :]):
+            self.sliding.give(page)
         request.full, request.sliding = [], []
+        request.cached = request.gone = request.named = 0
 
     def check(self, requests: Iterable[Request]) -> None:
-        """Asserts that every page is either free or owned once."""
+        """Asserts that every page is free, or held by as many requests as name it."""
         requests = list(requests)
-        for pool, owned in (
-            (self.full, [page for r in requests for page in r.full]),
-            (self.sliding, [page for r in requests for page in r.sliding if page != GONE]),
-        ):
-            assert sorted(pool.free + owned) == list(range(pool.size)), f"{pool.free=} {owned=}"
-        assert self.promised == sum(self.resting(request) for request in requests)
+        self.full.check([page for r in requests for page in r.full])
+        self.sliding.check([page for r in requests for page in r.sliding[r.gone :]])

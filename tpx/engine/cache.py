@@ -1,19 +1,22 @@
-"""The cache of one engine: how many pages its requests need, and the tensors that hold them."""
+"""The cache of one engine: how many pages there is memory for, and the tensors that hold them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ..batch import KVCache
-from ..errors import RequestError
+from ..errors import LaunchError, RequestError
 from ..families.spec import ModelSpec
-from ..plan.buffers import PAGE, STEP_TOKENS
-from .blocks import pages_for, resting_pages
+from ..plan.buffers import PAGE
+from .blocks import Blocks, pages_for, window_pages
 from .request import Request
+from .scheduler import Limits
+
+GPU_SHARE, CPU_SHARE = 0.9, 0.25  # of memory, where nothing else is said
 
 
 class Pages(NamedTuple):
@@ -21,10 +24,6 @@ class Pages(NamedTuple):
 
     full: int
     sliding: int
-
-    def fit(self, other: Pages) -> bool:
-        """Whether `other` has as many of each."""
-        return self.full <= other.full and self.sliding <= other.sliding
 
 
 class CacheShape(NamedTuple):
@@ -42,40 +41,38 @@ class CacheShape(NamedTuple):
         return 2 * layers * PAGE * self.kv_heads * self.spec.head_dim * self.dtype.itemsize
 
 
-def pages_of(request: Request, window: int) -> Pages:
-    """What a request may hold between steps; both pools grow with its length."""
-    return Pages(pages_for(request.most_cached), resting_pages(request, window))
+def plan_pages(shape: CacheShape, limits: Limits, context: int, limit: int) -> Pages:
+    """Pages for `limits.requests` sequences of `context` tokens, or as many as `limit` bytes hold.
 
-
-def step_tokens(prompts: Sequence[Sequence[int]], most: int = STEP_TOKENS) -> int:
-    """Tokens that one step computes at most: a short job needs less room."""
-    return min(most, max(1, sum(map(len, prompts))))
-
-
-def plan_pages(
-    requests: Sequence[Request], shape: CacheShape, step_tokens: int, limit: int
-) -> Pages:
-    """Pages for as many requests at once, the largest first, as `limit` bytes allow.
-
-    At least for the largest alone (see check_room): those that wait fit one after another.
+    Sliding layers, which need little, get theirs first, up to half of it. Raises LaunchError where
+    there is no room for a single page beside a window.
     """
-    needs = sorted((pages_of(r, shape.spec.sliding_window) for r in requests), reverse=True)
-    total = Pages(1, pages_for(step_tokens))
-    for count, need in enumerate(needs[:step_tokens]):
-        more = Pages(total.full + need.full, total.sliding + need.sliding)
-        if count and shape.bytes(more) > limit:
-            break
-        total = more
-    return total
+    whole = pages_for(context)
+    step, each = pages_for(limits.tokens), min(whole, window_pages(shape.spec.sliding_window) + 1)
+    wanted = Pages(1 + limits.requests * whole, step + limits.requests * each)
+    if shape.bytes(wanted) <= limit:
+        return wanted
+    one = max(1, shape.bytes(Pages(0, 1)))
+    sliding = min(wanted.sliding, max(step + each, limit // 2 // one))
+    left = limit - shape.bytes(Pages(0, sliding))
+    full = min(wanted.full, left // max(1, shape.bytes(Pages(1, 0))))
+    if full < 1:
+        raise LaunchError(
+            f"a cache of one page needs `{shape.bytes(Pages(1, step + each)):,}` bytes a rank, and "
+            f"there is room for `{max(0, limit):,}`",
+            "raise `memory_fraction`, or cut the model over more ranks",
+        )
+    return Pages(full, sliding)
 
 
-def check_room(request: Request, shape: CacheShape, step_tokens: int, limit: int) -> None:
-    """Raises RequestError where a cache of `limit` bytes cannot hold the request alone."""
-    needed = shape.bytes(plan_pages([request], shape, step_tokens, 0))
-    if needed > limit:
+def check_room(request: Request, name: str, blocks: Blocks, shape: CacheShape) -> None:
+    """Raises RequestError where the whole cache cannot hold the request alone."""
+    if not blocks.can_hold(request):
+        needed = shape.bytes(Pages(*blocks.alone(request)))
+        held = shape.bytes(Pages(blocks.full.size, blocks.sliding.size))
         raise RequestError(
-            f"prompt `{request.id}` and its new tokens, `{request.limit}` in all, need `{needed}` "
-            f"bytes of cache a rank, and there is room for `{limit}`",
+            f"{name} and its new tokens, `{request.limit}` in all, need `{needed}` bytes of cache "
+            f"a rank, and there are `{held}`",
             "lower `max_tokens`, shorten the prompt, or cut the heads over more ranks (tp)",
         )
 
@@ -86,15 +83,23 @@ def make_caches(pages: Pages, shape: CacheShape, device: torch.device) -> list[K
     def zeros(kind: str) -> torch.Tensor:
         blocks = pages.full if kind == "full_attention" else pages.sliding
         size = (blocks, PAGE, shape.kv_heads, shape.spec.head_dim)
-        return torch.zeros(size, dtype=shape.dtype, device=device)
+        if device.type != "cpu":
+            return torch.zeros(size, dtype=shape.dtype, device=device)
+        # numpy's zeros take memory when they are written to, torch's at once.
+        nbytes = np.zeros(int(np.prod(size)) * shape.dtype.itemsize, dtype=np.uint8)
+        return torch.from_numpy(nbytes).view(shape.dtype).view(size)
 
     return [KVCache(zeros(kind), zeros(kind)) for kind in shape.spec.layer_types]
 
 
-def cache_limit(device: torch.device, ranks: int) -> int:
-    """Bytes that one rank's cache may take: on a GPU nine tenths of what is free, on a CPU half of
-    what is available, shared by the machine's `ranks`."""
+def cache_limit(device: torch.device, ranks: int, share: float | None, step: int) -> int:
+    """Bytes that one rank's cache may take. share: of a GPU's memory, for all that is on it, of
+    which a step's own tensors take `step` bytes; on a CPU of what is available, which the `ranks`
+    of the machine share."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] * 9 // 10
+        free, total = torch.cuda.mem_get_info(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return int(total * (share or GPU_SHARE)) - (total - free) - step
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024 // 2 // ranks
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    return int(available * (share or CPU_SHARE)) // ranks - step

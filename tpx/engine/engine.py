@@ -1,7 +1,8 @@
 """Engine: a loop around step(), which computes the next tokens of every request of this dp group.
 
-With dp > 1 the ranks step together, also those that have nothing left. Owns no clock, file or
-socket, and knows token ids only.
+With dp > 1 the ranks step together, also those that have nothing left. All ranks of a dp group are
+told of the same requests in the same order and decide alike. Owns no clock, file or socket, and
+knows token ids only.
 """
 
 from __future__ import annotations
@@ -13,32 +14,43 @@ import torch
 
 from ..comm import Groups
 from ..ops.sample import sample
+from ..results import FinishReason, Likely
 from .batch import make_batch, make_draws
 from .blocks import Blocks
+from .likely import likeliest
 from .request import Request
-from .runner import Runner
-from .scheduler import Chunk, Scheduler
+from .runner import NO_SHAPE, Runner, Shape
+from .scheduler import Chunk, Limits, Scheduler
 
 
 class Drawn(NamedTuple):
-    """A request's next token; its finish_reason says whether it was the last."""
+    """A request's next token; its finish_reason says whether it was the last. likely: where the
+    request asks for logprobs."""
 
     request: Request
     token: int
+    likely: Likely | None = None
+
+
+class Asked(NamedTuple):
+    """logits [tokens, vocab] float32 of a request with all_logits, from position `start` on."""
+
+    request: Request
+    start: int
+    logits: torch.Tensor
 
 
 class Step(NamedTuple):
-    """What a step yields. logits: [tokens, vocab] float32, a chunk of a request with all_logits."""
-
     drawn: list[Drawn]
-    logits: list[tuple[Request, torch.Tensor]]
+    logits: list[Asked]
 
 
 class Agreed(NamedTuple):
-    """What the ranks know of each other before a forward pass."""
+    """What the dp groups know of each other before a forward pass."""
 
     longest: int  # tokens of the rank that has most
     decode: bool  # no rank has a chunk of several tokens
+    shape: Shape | None  # that every rank's step fits, if it is one of a fixed shape
     unfinished: int  # requests, over all dp groups
 
 
@@ -47,20 +59,22 @@ class Launched(NamedTuple):
 
     drawing: list[Chunk]
     tokens: Callable[[], list[int]]
-    logits: list[tuple[Request, torch.Tensor]]
+    likely: list[Likely | None]
+    logits: list[Asked]
     static: bool  # the runner drew, so its next step can go on from there
 
 
 class Engine:
     """A runner's model and cache, and the requests that run on them."""
 
-    def __init__(self, runner: Runner, blocks: Blocks, groups: Groups):
+    def __init__(self, runner: Runner, blocks: Blocks, limits: Limits, groups: Groups):
         self.runner = runner
         self.blocks = blocks
-        self.scheduler = Scheduler(blocks)
+        self.scheduler = Scheduler(blocks, limits)
         self.groups = groups
+        self.others = groups.host("dp")
         self.ahead: Launched | None = None  # the step after the one whose tokens came last
-        runner.forget()
+        self.ended = 0  # requests of all dp groups, when they last agreed
 
     def add(self, request: Request) -> None:
         self.scheduler.add(request)
@@ -80,43 +94,61 @@ class Engine:
         agreed = self.agree(chunks)
         if agreed.unfinished == 0:
             return None
-        if self.runner.takes(chunks):
-            return self.launch_static(chunks)
+        launched = (
+            self.launch_static(chunks, agreed.shape)
+            if agreed.shape
+            else self.launch_any(chunks, agreed)
+        )
+        self.scheduler.advance(chunks)
+        return launched
+
+    def launch_ahead(self) -> Launched | None:
+        """The next step, if on no rank it needs anything but tokens that are on the device. A
+        request that turns out to have ended is computed once too often."""
+        chunks = self.scheduler.ahead()
+        agreed = self.agree(chunks)
+        if agreed.shape is None:
+            return None
+        launched = self.launch_static(chunks, agreed.shape)
+        self.scheduler.advance(chunks)
+        return launched
+
+    def launch_static(self, chunks: list[Chunk], shape: Shape) -> Launched:
+        flight = self.runner.launch(chunks, shape)
+        return Launched(chunks, flight.tokens, [None] * len(chunks), [], True)
+
+    def launch_any(self, chunks: list[Chunk], agreed: Agreed) -> Launched:
         batch = make_batch(chunks, agreed.longest, agreed.decode, self.runner.device)
         drawing, logits_BV, asked = select(chunks, self.runner.forward(batch))
         tokens = self.draw(drawing, logits_BV)
-        self.scheduler.advance(chunks)
-        return Launched(drawing, lambda: tokens, asked, False)
-
-    def launch_ahead(self) -> Launched | None:
-        """The next step, if it needs nothing but tokens that are on the device. A request that
-        turns out to have ended is computed once too often."""
-        if self.scheduler.admits:
-            return None
-        chunks = self.scheduler.schedule()
-        return self.launch_static(chunks) if self.runner.takes(chunks) else None
-
-    def launch_static(self, chunks: list[Chunk]) -> Launched:
-        flight = self.runner.launch(chunks)
-        self.scheduler.advance(chunks)
-        return Launched(chunks, flight.tokens, [], True)
+        likely = likeliest(drawing, logits_BV, tokens)
+        return Launched(drawing, lambda: tokens, likely, asked, False)
 
     def collect(self, launched: Launched) -> Step:
         drawn = []
-        for chunk, token in zip(launched.drawing, launched.tokens(), strict=True):
-            if chunk.request.finish_reason is None:
-                chunk.request.append(token)
-                drawn.append(Drawn(chunk.request, token))
+        found = zip(launched.drawing, launched.tokens(), launched.likely, strict=True)
+        for (request, *_), token, likely in found:
+            if request.finish_reason is None:
+                request.append(token)
+                drawn.append(Drawn(request, token, likely))
         self.scheduler.drop()
         return Step(drawn, launched.logits)
 
     def agree(self, chunks: list[Chunk]) -> Agreed:
         """Tells the other dp groups what this one has; says what all have together."""
         counts = [chunk.size for chunk in chunks]
-        mine = [sum(counts), max(counts, default=0), self.scheduler.unfinished]
-        told = torch.tensor([mine], dtype=torch.int64, device=self.runner.device)
-        tokens, most, unfinished = self.groups["dp"].all_gather(told, "engine.step").T.tolist()
-        return Agreed(max(tokens), max(most) <= 1, sum(unfinished))
+        shape = self.runner.shape(chunks) or NO_SHAPE
+        mine = [
+            sum(counts),
+            max(counts, default=0),
+            self.scheduler.unfinished,
+            self.scheduler.ended,
+        ]
+        told = self.others.all_gather(torch.tensor([[*mine, *shape]]), "engine.step")
+        tokens, most, unfinished, ended, *parts = told.T.tolist()
+        self.ended = sum(ended)
+        fixed = None if 0 in parts[0] else Shape(*map(max, parts))
+        return Agreed(max(tokens), max(most) <= 1, fixed, sum(unfinished))
 
     def draw(self, drawing: list[Chunk], logits_BV: torch.Tensor) -> list[int]:
         """The next token of each chunk. One rank of a tp group draws, the others are told."""
@@ -131,22 +163,22 @@ class Engine:
         ids: list[int] = tp.broadcast(ids_B, 0, "engine.sample").tolist()
         return ids
 
-    def end(self, request: Request) -> None:
-        """Ends a request as a stop string does. All ranks of its tp group call it."""
-        request.finish_reason = "stop"
-        self.scheduler.drop()
+    def end(self, request: Request, reason: FinishReason = "stop") -> None:
+        """Ends a request, at once, as a stop string or its caller does. All ranks of its tp group
+        call it."""
+        self.scheduler.end(request, reason)
 
 
 def select(
     chunks: list[Chunk], logits_MV: torch.Tensor
-) -> tuple[list[Chunk], torch.Tensor, list[tuple[Request, torch.Tensor]]]:
+) -> tuple[list[Chunk], torch.Tensor, list[Asked]]:
     """The chunks that draw, the rows that they draw from, and the logits that were asked for."""
     rows = [chunk.size if chunk.request.all_logits else int(chunk.draws) for chunk in chunks]
     parts = torch.split(logits_MV, rows) if rows else ()
     drawing, drawn, asked = [], [logits_MV[:0]], []
     for chunk, part in zip(chunks, parts, strict=True):
         if chunk.request.all_logits:
-            asked.append((chunk.request, part))
+            asked.append(Asked(chunk.request, chunk.start, part))
         elif chunk.draws:
             drawing.append(chunk)
             drawn.append(part)

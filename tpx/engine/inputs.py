@@ -12,6 +12,7 @@ from torch import Tensor
 from ..batch import Batch
 from ..ops.sample import uniform
 from ..plan.buffers import PAGE
+from .request import Request
 from .scheduler import Chunk
 
 ALIGNMENT = 16  # bytes; kernels read whole vectors
@@ -63,11 +64,6 @@ class Inputs:
         host.repeat_first(len(chunks), self.rows)
         self._data.copy_(host.data, non_blocking=True)
         host.sent()
-
-    def forget(self) -> None:
-        """Other requests will come, with the same ids."""
-        for host in self._hosts:
-            host.forget()
 
     def take(self, known: Tensor) -> Given:
         """As tensors on the device. known [2 * most]: ids of the step before; then the given
@@ -123,11 +119,12 @@ class _Host:
         at["top_k"][row], at["top_p"][row] = request.top_k, request.top_p
         draws = request.temperature > 0
         at["u"][row] = uniform(request.seed, position + 1) if draws else 0.0
-        self._put_tables(row, request.id, request.full, request.sliding)
+        self._put_tables(row, request)
 
-    def _put_tables(self, row: int, number: int, full: list[int], sliding: list[int]) -> None:
+    def _put_tables(self, row: int, request: Request) -> None:
         """Pages that left the window stay as they were: nothing reads them."""
-        wanted = (number, len(full), len(sliding))
+        full, sliding = request.full, request.sliding
+        wanted = (request.id, request.places, len(full))
         if row < len(self._written) and self._written[row] == wanted:
             return
         self._at["full_table"][row, : len(full)] = full
@@ -138,10 +135,6 @@ class _Host:
         for values in self._at.values():
             values[begin:end] = values[0]
         del self._written[begin:]
-
-    def forget(self) -> None:
-        """Of which request a row's tables are."""
-        self._written.clear()
 
 
 def _views(data: Tensor, layout: Layout) -> dict[str, Tensor]:

@@ -7,18 +7,22 @@ from dataclasses import dataclass, field
 from ..results import FinishReason
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
     """A prompt and what has been drawn after it.
 
-    limit: tokens in all, prompt included, at which it ends. stop_ids: tokens that end it. cached:
-    tokens whose keys and values are in the cache, or will be once what was launched has run.
-    pending: tokens that a launched step draws. all_logits: keep the logits of every token.
-    full, sliding: its pages, entry j for the positions [j*page, (j+1)*page); -1 where one was given
-    back because it left the window.
+    id: its number in order of arrival, once it has arrived. limit: tokens in all, prompt included,
+    at which it ends. stop_ids: tokens that end it. logprobs: how many of the likeliest tokens are
+    reported beside each that is drawn; None: nothing is. all_logits: keep the logits of every
+    token.
+    cached: tokens whose keys and values are in the cache, or will be once what was launched has
+    run; found: of these, those that were there when it was let in. pending: tokens that a launched
+    step draws. full, sliding: its pages, entry j for the positions [j*page, (j+1)*page); -1 where
+    one was given back because it left the window: the first `gone` ones. keys: of its pages, see
+    blocks.page_keys; the first `named` pages can be found by them. places: how often it was given
+    pages anew.
     """
 
-    id: int
     prompt: tuple[int, ...]
     limit: int
     temperature: float = 0.0
@@ -26,23 +30,40 @@ class Request:
     top_k: int = 0
     seed: int = 0
     stop_ids: frozenset[int] = frozenset()
+    logprobs: int | None = None
     all_logits: bool = False
     output: list[int] = field(default_factory=list)
     cached: int = 0
+    found: int = 0
     pending: int = 0
     finish_reason: FinishReason | None = None
     full: list[int] = field(default_factory=list)
     sliding: list[int] = field(default_factory=list)
+    gone: int = 0
+    keys: list[bytes] = field(default_factory=list)
+    named: int = 0
+    places: int = 0
+    id: int = -1
+
+    @property
+    def known(self) -> int:
+        """Tokens whose ids are on the host."""
+        return len(self.prompt) + len(self.output)
 
     @property
     def length(self) -> int:
         """Tokens that it has: prompt, output, and what is being drawn."""
-        return len(self.prompt) + len(self.output) + self.pending
+        return self.known + self.pending
 
     @property
     def most_cached(self) -> int:
         """Tokens that it can ever have in the cache: the last one drawn is never fed back."""
         return max(len(self.prompt), self.limit - 1)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether all its tokens but the last are in the cache."""
+        return self.length - self.cached == 1
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """The ids at positions [start, stop)."""
@@ -59,5 +80,5 @@ class Request:
         self.output.append(token)
         if token in self.stop_ids:
             self.finish_reason = "stop"
-        elif len(self.prompt) + len(self.output) >= self.limit:
+        elif self.known >= self.limit:
             self.finish_reason = "length"

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ..batch import Batch, KVCache
 from ..comm import Groups
 from ..families.spec import ModelSpec
+from ..families.steps import DispatchName
 from ..ops.attention import is_fused
 from ..ops.kernel import REFERENCE, Kernels
 from ..ops.sample import sample
-from .cache import Pages
 from .inputs import Inputs
 from .request import Request
 from .scheduler import Chunk
@@ -38,6 +38,9 @@ class Shape(NamedTuple):
     any_top_p: bool
 
 
+NO_SHAPE = Shape(0, 0, False, False)
+
+
 class Flight(NamedTuple):
     """A step that was launched. ids: on the host, once `done` has happened."""
 
@@ -54,19 +57,20 @@ class Flight(NamedTuple):
 
 
 class Runner:
-    """A model with its cache, of so many pages. static: whether decode steps run in fixed shapes,
-    on a GPU captured, on a CPU as they are."""
+    """A model with its cache. static: whether decode steps run in fixed shapes, on a GPU captured,
+    on a CPU as they are."""
 
     def __init__(
         self,
         model: nn.Module,
         caches: list[KVCache],
-        pages: Pages,
+        groups: Groups,
         device: torch.device,
         static: bool,
         kernels: Kernels = REFERENCE,
     ):
-        self.model, self.caches, self.pages, self.device = model, caches, pages, device
+        self.model, self.caches, self.device = model, caches, device
+        self.tp = groups["tp"]
         self.kernel = kernels.get("sample")
         self._most = ROWS[-1] if static else 0
         self._steps = dict[Shape, _Step]()
@@ -76,31 +80,28 @@ class Runner:
         captured = static and device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if captured else None
 
-    def takes(self, chunks: Sequence[Chunk]) -> bool:
-        """Whether `launch` can run the chunks: each one token that another follows."""
-        return 0 < len(chunks) <= self._most and all(
-            chunk.size == 1 and chunk.draws for chunk in chunks
-        )
+    def shape(self, chunks: Sequence[Chunk]) -> Shape | None:
+        """The least shape that the chunks fit; None: they are not one token each that another
+        follows, or there is no shape for so many."""
+        fixed = all(c.size == 1 and c.draws and c.request.logprobs is None for c in chunks)
+        if not fixed or not 0 < len(chunks) <= self._most:
+            return None
+        return shape_of([chunk.request for chunk in chunks])
 
     def forward(self, batch: Batch) -> Tensor:
         """logits [M, V] of any batch, as it comes."""
         logits: Tensor = self.model(batch, self.caches)
         return logits
 
-    def launch(self, chunks: Sequence[Chunk]) -> Flight:
+    def launch(self, chunks: Sequence[Chunk], shape: Shape) -> Flight:
         """Begins a step. Requests whose last token the host does not know yet were in the step
-        before."""
+        before. shape: one that the chunks fit, the same on all ranks."""
         requests = [chunk.request for chunk in chunks]
-        step = self._step(shape_of(requests))
+        step = self._step(shape)
         sources = [self._last[r.id] if r.pending else -1 for r in requests]
         step.run(chunks, sources)
         self._last = {request.id: row for row, request in enumerate(requests)}
         return step.land(len(chunks))
-
-    def forget(self) -> None:
-        """Other requests will come, with the same ids."""
-        for step in self._steps.values():
-            step.inputs.forget()
 
     def _step(self, shape: Shape) -> _Step:
         if shape not in self._steps:
@@ -141,7 +142,8 @@ class _Step:
             logits_BV = runner.forward(given.batch)
             draws, shape = given.draws, self.shape
             kinds = shape.any_top_k, shape.any_top_p
-            self.ids.copy_(sample(logits_BV, *draws, *kinds, runner.kernel))
+            drawn = sample(logits_BV, *draws, *kinds, runner.kernel)
+            self.ids.copy_(runner.tp.broadcast(drawn, 0, "engine.sample"))
             runner._known[: shape.rows].copy_(self.ids)
 
         if self.device.type != "cuda":
@@ -161,12 +163,14 @@ class _Step:
         return replay
 
 
-def captures(device: torch.device, spec: ModelSpec, groups: Groups, kernels: Kernels) -> bool:
-    """Whether a decode step can be a CUDA graph: nothing in it waits for the host. Steps of several
-    ranks are not captured yet."""
+def captures(
+    device: torch.device, spec: ModelSpec, kernels: Kernels, dispatch: DispatchName
+) -> bool:
+    """Whether a decode step can be a CUDA graph: nothing in it waits for the host. dispatch: of
+    decode steps; all-to-all's shapes depend on the routing."""
     waits = {"attention", "experts", "sample"} - kernels.keys() or spec.experts != "mxfp4"
-    alone = groups["world"].size == 1
-    return device.type == "cuda" and alone and not waits and is_fused(kernels["attention"])
+    static = dispatch != "all_to_all"
+    return device.type == "cuda" and static and not waits and is_fused(kernels["attention"])
 
 
 def shape_of(requests: Sequence[Request]) -> Shape:

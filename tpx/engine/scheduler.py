@@ -1,16 +1,19 @@
 """Which tokens the next step computes: first come, first served, within a budget of tokens.
 
 Every request that decodes gets its token in every step; prompts fill what is left of the budget,
-cut into chunks. A request waits until the cache has room for its whole life, so none is ever pushed
-out. Knows no tensor.
+cut into chunks. A request is let in when there are pages for the tokens that it has; where pages
+run out, the one that came last gives all of its back, waits, and computes them anew. Knows no
+tensor.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from .blocks import Blocks
+from ..results import FinishReason
+from .blocks import Blocks, Need
 from .request import Request
 
 
@@ -31,13 +34,24 @@ class Chunk(NamedTuple):
         return self.stop == self.request.length and not self.request.all_logits
 
 
-class Scheduler:
-    """Requests that wait and that run. `running` is in order of arrival."""
+class Limits(NamedTuple):
+    """Of one step: tokens, and requests."""
 
-    def __init__(self, blocks: Blocks):
+    tokens: int
+    requests: int
+
+
+class Scheduler:
+    """Requests that wait and that run, both in order of arrival; none that waits came before one
+    that runs. preempted: how often one has given its pages back. ended: requests so far."""
+
+    def __init__(self, blocks: Blocks, limits: Limits):
         self.blocks = blocks
+        self.limits = limits
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        self.preempted = 0
+        self.ended = 0
 
     @property
     def unfinished(self) -> int:
@@ -45,44 +59,97 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Takes a request; one that may have no further token ends at once."""
+        assert self.blocks.can_hold(request), "a request is larger than the whole cache"
         if request.limit <= len(request.prompt) and not request.all_logits:
             request.finish_reason = "length"
+            self.ended += 1
         else:
             self.waiting.append(request)
 
     def schedule(self) -> list[Chunk]:
-        """Admits what fits, and reserves the pages of the chunks that it returns."""
-        budget = self.blocks.step_tokens
-        while self.admits and len(self.running) < budget:
-            self.blocks.admit(self.waiting[0])
-            self.running.append(self.waiting.popleft())
-        assert self.running or not self.waiting, "a request is larger than the whole cache"
-        running = [r for r in self.running if not r.pending or r.length < r.limit]
-        counts = {r.id: 1 for r in running if r.length - r.cached == 1}
-        budget -= len(counts)
-        for request in running:
-            if request.id not in counts:
-                counts[request.id] = min(budget, request.length - request.cached)
-                budget -= counts[request.id]
-        chunks = [Chunk(r, r.cached, counts[r.id]) for r in running if counts[r.id]]
-        for chunk in chunks:
-            self.blocks.grow(chunk.request, chunk.stop)
+        """The next step; its pages are taken."""
+        left = self.limits.tokens - sum(request.decodes for request in self.running)
+        chunks: list[Chunk] = []
+        for request in list(self.running):
+            most = 1 if request.decodes else min(left, request.length - request.cached)
+            size = self.fit(request, most)
+            left -= 0 if request.decodes else size
+            if size:
+                chunks.append(self.chunk(request, size))
+        while left and self.admits:
+            request = self.admit()
+            size = self.blocks.room(request, min(left, request.length - request.cached))
+            chunks.append(self.chunk(request, size))
+            left -= size
         return chunks
+
+    def ahead(self) -> list[Chunk]:
+        """The next step while the last one's tokens are unknown, where all that it does is one
+        token each; else []. Requests that have all their tokens take no part."""
+        running = [request for request in self.running if request.length < request.limit]
+        if self.admits or not all(request.decodes for request in running):
+            return []
+        needs = [self.blocks.missing(request, request.cached + 1) for request in running]
+        if not self.blocks.has(total(needs)):
+            return []
+        return [self.chunk(request, 1) for request in running]
+
+    def fit(self, request: Request, most: int) -> int:
+        """How many of `most` tokens a running request gets. Makes room for one at the cost of those
+        that came later, or else gives its own pages back."""
+        while most and request in self.running:
+            size = self.blocks.room(request, most)
+            if size:
+                return size
+            self.preempt(self.running[-1])
+        return 0
+
+    def chunk(self, request: Request, size: int) -> Chunk:
+        assert size > 0
+        self.blocks.grow(request, request.cached + size)
+        return Chunk(request, request.cached, size)
 
     @property
     def admits(self) -> bool:
-        """Whether the next `schedule` lets a request in."""
-        return bool(self.waiting) and self.blocks.fits(self.waiting[0])
+        """Whether the next `schedule` may let a request in: there are pages for all its tokens, for
+        those that running ones have still to compute, and one more for each."""
+        if not self.waiting or len(self.running) >= self.limits.requests:
+            return False
+        if not self.running:
+            return True
+        promised = [self.blocks.promised(request) for request in self.running]
+        return self.blocks.takes(self.waiting[0], total(promised))
+
+    def admit(self) -> Request:
+        request = self.waiting.popleft()
+        self.blocks.share(request)
+        self.running.append(request)
+        return request
+
+    def preempt(self, request: Request) -> None:
+        self.blocks.release(request)
+        self.running.remove(request)
+        self.waiting.appendleft(request)
+        self.preempted += 1
 
     def advance(self, chunks: list[Chunk]) -> None:
-        """The chunks will be in the cache before whatever is launched next: gives back what left
-        the windows."""
+        """The chunks will be in the cache before whatever is launched next: says what their pages
+        hold, and gives back what left the windows."""
         for chunk in chunks:
             chunk.request.pending += chunk.draws
             chunk.request.cached = chunk.stop
+            self.blocks.name(chunk.request)
             self.blocks.trim(chunk.request)
             if chunk.request.all_logits and chunk.stop == chunk.request.length:
                 chunk.request.finish_reason = "length"
+
+    def end(self, request: Request, reason: FinishReason) -> None:
+        """Ends a request wherever it is, and frees its pages."""
+        request.finish_reason = reason
+        if request in self.waiting:
+            self.waiting.remove(request)
+            self.ended += 1
+        self.drop()
 
     def drop(self) -> list[Request]:
         """Removes the requests that have ended, and frees their pages."""
@@ -90,4 +157,12 @@ class Scheduler:
         for request in ended:
             self.blocks.release(request)
             self.running.remove(request)
+        self.ended += len(ended)
         return ended
+
+
+def total(needs: Iterable[Need]) -> Need:
+    full = sliding = 0
+    for need in needs:
+        full, sliding = full + need.full, sliding + need.sliding
+    return Need(full, sliding)
