@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from tiny import PARAMS, PROMPTS, give_pages, tiny_checkpoint
+from tiny import PARAMS, PROMPTS, fix_shapes, give_pages, tiny_checkpoint
 
 import tpx
 from tpx import SamplingParams
 from tpx.engine.request import Request
-from tpx.engine.runner import ROWS, Runner, shape_of
+from tpx.engine.runner import ROWS, shape_of
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,6 @@ def static(folder):
     with tpx.LLM(folder, "tp1", dtype="float32", device="cpu") as llm:
         fix_shapes(llm)
         yield llm
-
-
-def fix_shapes(llm: tpx.LLM) -> None:
-    """Steps of one token each run in the shapes that a GPU captures."""
-    engine = llm.session.engine
-    engine.runner = Runner(engine.runner.model, engine.runner.caches, llm.groups, llm.device, True)
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,12 @@ def open_llm(folder: Path, plan: str, **options: Any) -> tpx.LLM:
     return tpx.LLM(folder, plan, dtype="float32", device="cpu", **options)
 
 
+def fix_shapes(llm: tpx.LLM) -> None:
+    """Steps of one token each run in the shapes that a GPU captures."""
+    engine = llm.session.engine
+    engine.runner = Runner(engine.runner.model, engine.runner.caches, llm.groups, llm.device, True)
+
+
 def give_pages(llm: tpx.LLM, full: int, sliding: int, tokens: int = 512) -> None:
     """Another cache, of so many pages, and a step of so many tokens."""
     old = llm.session.engine

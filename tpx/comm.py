@@ -283,9 +283,7 @@ class Groups:
         for ranks, process_group in [*self._made.items(), *self._made_on_host.items()]:
             if self.rank in ranks:
                 distributed.destroy_process_group(process_group)
-        self._made.clear()
-        self._made_on_host.clear()
-        self._host.clear()
+        self._made, self._made_on_host, self._host = {}, {}, {}
 
     def _group(self, name: str, ranks: tuple[int, ...]) -> Group:
         return Group(name, ranks, self.rank, self.device, self._made.get(ranks), self._log)

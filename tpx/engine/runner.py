@@ -71,7 +71,7 @@ class Runner:
     ):
         self.model, self.caches, self.device = model, caches, device
         self.tp = groups["tp"]
-        self.kernel = kernels.get("sample")
+        self.static, self.kernel = static, kernels.get("sample")
         self._most = ROWS[-1] if static else 0
         self._steps = dict[Shape, _Step]()
         # First the ids of the last step, by its rows; then those that the host gives.
