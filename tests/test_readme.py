@@ -52,9 +52,11 @@ def test_a_make_target_of_the_docs_exists():
 
 def test_the_readmes_python_runs(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    [code] = blocks(ROOT / "README.md", "python")
+    code = "\n".join(blocks(ROOT / "README.md", "python"))
     exec(compile(code, "README.md", "exec"), {})
-    assert "Report(" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Report(" in out
+    assert out.endswith("']\n")
 
 
 def test_the_readmes_plan_is_the_shipped_one():
