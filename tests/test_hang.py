@@ -5,22 +5,17 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from launching import environment, write_script
 from ranks import ranks
 
 from tpx.comm import Groups
-from tpx.launch import beat, examine
+from tpx.launch import beat
 from tpx.launch.hang import Entry, Frame, GroupState, Stand, explain, read_stand, waits
-from tpx.launch.ranks_here import Told, processes_of, read_told, stat
-from tpx.launch.watch import Patience
 from tpx.mesh import Mesh
 
 HERE = Frame("/job/script.py", 8, "step", "time.sleep(60)")
@@ -119,21 +114,36 @@ def test_where_all_have_come_it_is_another_machine_or_the_network():
     )
 
 
+def test_ranks_that_gloo_let_go_wait_in_a_later_collective():
+    stands = [rank(0, group(4, 3)), rank(1, group(3, 2))]
+    assert said(*stands) == (
+        "rank 1 waits for rank 2 of another machine in all_reduce 3, rank 0 in a later one, and "
+        "nothing has moved for 120 s"
+    )
+
+
+def test_of_steps_whose_collectives_nobody_sees_the_fewest_are_told():
+    at = "rank 1 is at `/job/script.py`, line 8, in `step`: `time.sleep(60)`"
+    stands = [rank(0, steps=42), rank(1, steps=41), rank(2, steps=42)]
+    assert said(*stands) == (
+        "rank 1 has not begun step 42, ranks 0 and 2 are in it, and nothing has moved for 120 s: "
+        + at
+    )
+    ended = Stand(2, gone="has ended with exit code 0")
+    assert said(rank(0, steps=42), rank(1, steps=41), ended) == (
+        "rank 2 has not begun step 42, rank 0 is in it, and nothing has moved for 120 s: "
+        "rank 2 has ended with exit code 0"
+    )
+    assert said(rank(0, steps=2), rank(1, steps=2)).startswith(
+        "nothing has moved for 120 s: rank 0 "
+    )
+
+
 def test_where_nothing_is_told_the_places_are():
     assert said(Stand(0, (HERE,)), Stand(1)) == (
         "nothing has moved for 120 s: rank 0 is at `/job/script.py`, line 8, in `step`: "
         "`time.sleep(60)`, rank 1 gives no answer"
     )
-
-
-def test_patience_ends_where_ranks_wait_and_nothing_moves():
-    patience = Patience(10)
-    assert not patience.is_over({"bytes": 1}, True, 0.0)
-    assert not patience.is_over({"bytes": 1}, True, 9.9)
-    assert not patience.is_over({"bytes": 2}, True, 10.0)
-    assert not patience.is_over({"bytes": 2}, False, 20.0)
-    assert patience.is_over({"bytes": 2}, True, 20.0)
-    assert not Patience(0).is_over(None, True, 1e9)
 
 
 def test_stacks_are_read_where_a_rank_has_told_nothing(tmp_path):
@@ -197,6 +207,7 @@ def stand_in_a_collective(folder: Path) -> None:
         thread.join()
 
 
+@pytest.mark.more
 def test_ranks_tell_what_they_entered_and_in_which_layer(tmp_path):
     ranks(2).run(stand_in_a_collective, tmp_path)
     for number in range(2):
@@ -212,86 +223,3 @@ def test_ranks_tell_what_they_entered_and_in_which_layer(tmp_path):
         "rank 0 waits for it, and nothing has moved for 9 s: rank 1 is at "
     )
     assert "in `tell`" in found
-
-
-BEATS = """
-    import importlib.util, os, sys, time
-    from pathlib import Path
-    from tpx.launch.beat import Beat
-    here = Path(sys.argv[1])
-    here.mkdir()
-    def spin():
-        (here / "spins").touch()
-        while not (here / "end").exists():
-            pass
-    beat = Beat(here, "3")
-    spin()
-    beat.stop()
-"""
-
-
-@pytest.fixture
-def busy(tmp_path):
-    """A process with a beat that spins until there is a file `end`."""
-    script = write_script(tmp_path, BEATS)
-    folder = tmp_path / "beats"
-    process = subprocess.Popen(
-        [sys.executable, script, folder], env=environment(RANK="3"), stdout=subprocess.PIPE
-    )
-    while not (folder / "spins").exists() and process.poll() is None:
-        time.sleep(0.005)
-    yield process, folder
-    process.kill()
-    process.communicate()
-
-
-def test_a_busy_rank_says_where_it_is(tmp_path, busy):
-    process, folder = busy
-    told = read_told(folder)[3]
-    assert (told.pid, told.attempt, told.counts, told.waits) == (process.pid, 0, {}, False)
-    error = examine.examine(tmp_path, {3: process.pid}, {0: None}, 5.0)
-    assert error.message.startswith("nothing has moved for 5 s: rank 0 has ended, rank 3 is at ")
-    assert error.message.endswith(
-        ('in `spin`: `while not (here / "end").exists():`', "in `spin`: `pass`")
-    )
-    stacks = (tmp_path / "hang/rank3.stacks").read_text()
-    assert "in spin" in stacks
-    assert "in _run" in stacks
-    (folder / "end").touch()
-    assert process.wait(20) == 0
-
-
-def test_a_rank_that_is_stopped_is_told_so(tmp_path, busy, monkeypatch):
-    process, _ = busy
-    monkeypatch.setattr(examine, "PATIENCE", 0.1)
-    os.kill(process.pid, 19)
-    while (seen := stat(process.pid)) is None or seen.state != "T":
-        time.sleep(0.005)
-    error = examine.examine(tmp_path, {3: process.pid}, {}, 5.0)
-    assert error.message == (
-        f"nothing has moved for 5 s: rank 3 is stopped (`kill -CONT {process.pid}` lets it go on)"
-    )
-
-
-def test_a_record_that_is_being_written_is_left_for_later(tmp_path):
-    (tmp_path / "0").write_text('{"pid": 1')
-    (tmp_path / "1").write_text(json.dumps(Told(7, 0, 3, {"a.0": [2, 1]})._asdict()))
-    found = read_told(tmp_path)
-    assert list(found) == [1]
-    assert found[1].waits
-
-
-def test_processes_of_a_session_are_found(tmp_path):
-    waits = [sys.executable, "-c", "import subprocess, sys; "
-             "subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"]  # fmt: skip
-    with subprocess.Popen(
-        waits, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        found = processes_of([process.pid])
-        assert process.pid in found
-        assert len(found) == 2
-        process.communicate(b"\n")
-    assert processes_of([process.pid]) == []
-    assert processes_of([]) == []

@@ -170,6 +170,14 @@ def test_a_meeting_point_is_handed_on_as_torchrun_would(here):
     assert found[:4] == ("c10d", "127.0.0.1:1", "7", {"timeout": "9"})
 
 
+def test_machines_that_share_a_run_folder_have_parts_of_it(here, monkeypatch):
+    words = ("--nnodes=2", "--run-dir=out", "--master-addr=127.0.0.1", "--node-rank=1", "train.py")
+    assert job(*words).run_dir == here / "out/machine1"
+    monkeypatch.setattr(socket, "gethostname", lambda: "host7")
+    met = ("--nnodes=1:2", "--run-dir=out", "--rdzv-endpoint=127.0.0.1:1", "--rdzv-backend=c10d")
+    assert job(*met, "train.py").run_dir == here / "out/host7"
+
+
 def test_a_run_folder_that_cannot_be_written(here):
     (here / "taken").write_text("")
     assert refusal("--run-dir", "taken", "train.py") == (

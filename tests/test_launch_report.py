@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tpx.launch import memory
+from tpx.launch import memory, room
 from tpx.launch.elastic import Failure
 from tpx.launch.report import Memory, Record, ending, headline, read_records
 
@@ -144,10 +144,11 @@ def test_records_of_the_last_attempt_count(tmp_path):
     ],
 )
 def test_kills_for_memory_are_counted_in_both_versions(tmp_path, monkeypatch, line, file, text):
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
-    monkeypatch.setattr(memory, "SELF", tmp_path / "self")
+    monkeypatch.setattr(room, "CGROUPS", tmp_path)
+    monkeypatch.setattr(room, "PROC", tmp_path / "proc")
     assert memory.count_oom_kills() == 0
-    (tmp_path / "self").write_text(f"7:cpuset:/other\n{line}\n")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"7:cpuset:/other\n{line}\n")
     assert memory.count_oom_kills() == 0
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text(text)

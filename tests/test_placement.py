@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tpx.cli.dry_run import mesh_lines, rank_lines
+from tpx.cli.topology import topology_lines
 from tpx.launch.gpus import GpuState
 from tpx.launch.placement import group_places, rank_places
 from tpx.mesh import Mesh
@@ -41,6 +42,17 @@ def test_groups_that_leave_a_machine_are_told_once():
         ("tp, slice", 2, False, 360e9),
         ("ep, expert", 1, True, 40e9),
     ]
+
+
+def test_before_the_start_each_kind_of_group_has_a_line():
+    mesh = Mesh(dp=2, tp=8, ep=16)
+    places = group_places(mesh, Links(DEVICES["h100"], Topology(2, 8)))
+    assert list(topology_lines(places, mesh)) == [
+        "groups  dp, gather: r0,8 | r1,9 | r2,10 | r3,11 and 4 more, over 2 machines",
+        "        tp, slice: r0-7 | r8-15, inside a machine",
+        "        ep, expert: r0-15, over 2 machines",
+    ]
+    assert list(topology_lines([], Mesh())) == []
 
 
 def test_numa_is_drawn_where_it_is_known():

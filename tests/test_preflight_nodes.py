@@ -179,7 +179,7 @@ def test_what_answers_may_be_no_launcher():
     )
 
 
-@pytest.mark.more
+@pytest.mark.soak
 def test_two_launchers_start_a_job_together(tmp_path):
     """Two machines that are one: the real launcher twice, a rank each."""
     script = write_script(tmp_path, """

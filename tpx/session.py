@@ -13,6 +13,7 @@ from typing import NamedTuple
 from .answer import Answer, Said, from_json
 from .comm import Groups
 from .engine.engine import Engine, Step
+from .launch.beat import STEP, tick
 from .results import Completion
 
 
@@ -64,7 +65,9 @@ class Session:
     def step(self) -> list[Answer]:
         """One forward pass of all ranks that have something to compute. -> the answers that are
         done, in the order of their ends, the same on every rank."""
+        tick(STEP)
         step = self.engine.step()
+        tick()
         news = News([], []) if step is None else self._hear(step)
         news.ended.extend((answer.request.id, answer.completion()) for answer in self._ended)
         if self.dp.size > 1:

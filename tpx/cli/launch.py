@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from textwrap import wrap
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ..launch.checks import warnings
 from ..launch.command import generation
@@ -19,6 +18,10 @@ from ..launch.roll_call import call_of, differ, differences, roll_call
 from ..launch.supervise import supervise
 from ..params import SamplingParams
 from .flags import FLAGS, Flag, parse
+from .topology import topology_lines
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 USAGE = "tpx launch [FLAGS] [RECIPE] [SCRIPT | -m MODULE] [ARGS...]"
 
@@ -36,15 +39,22 @@ def run(argv: Sequence[str]) -> int:
         from .dry_run import draw  # no run pays for it
 
         return draw(job, options.recipe, Console(highlight=False))
-    for line in (*warnings(job.survey.checks), job.note):
-        if line:
-            print(line, file=sys.stderr, flush=True)
+    for line in before_the_start(job):
+        print(line, file=sys.stderr, flush=True)
     if options.preflight != "off":
         meet(job, options.preflight)
     ending = supervise(job, options)
     if ending.text:
         print(ending.text, file=sys.stderr)
     return ending.exit_code
+
+
+def before_the_start(job: Job) -> Iterator[str]:
+    yield from warnings(job.survey.checks)
+    if job.note:
+        yield job.note
+    if job.model.prepared is not None:
+        yield from topology_lines(job.survey.groups, job.model.prepared.plan.mesh)
 
 
 def meet(job: Job, mode: str) -> None:
@@ -65,6 +75,8 @@ def check_sampling(options: Options) -> None:
 
 
 def print_help() -> None:
+    from rich.text import Text  # no run pays for it
+
     console = Console(highlight=False)
     console.print(f"Usage: [bold]{USAGE.replace('[', chr(92) + '[')}[/bold]\n")
     console.print(
@@ -83,6 +95,9 @@ def print_help() -> None:
 
 
 def help_table(flags: Sequence[Flag]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column()

@@ -98,7 +98,6 @@ def cache_limit(device: torch.device, ranks: int, share: float | None, step: int
     of the machine share."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        torch.cuda.reset_peak_memory_stats(device)
         return int(total * (share or GPU_SHARE)) - (total - free) - step
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(lines["MemAvailable"].split()[0]) * 1024

@@ -17,6 +17,7 @@ from ..batch import Batch, KVCache
 from ..comm import Groups
 from ..families.spec import ModelSpec
 from ..families.steps import DispatchName
+from ..launch.beat import COMPILE, STEP, tick
 from ..ops.attention import is_fused
 from ..ops.kernel import REFERENCE, Kernels
 from ..ops.sample import sample
@@ -148,6 +149,7 @@ class _Step:
 
         if self.device.type != "cuda":
             return compute
+        tick(COMPILE)
         kept = runner._known.clone()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
@@ -159,6 +161,7 @@ class _Step:
         with torch.cuda.graph(graph, pool=runner._pool):
             compute()
         runner._known.copy_(kept)
+        tick(STEP)
         replay: Callable[[], None] = graph.replay
         return replay
 

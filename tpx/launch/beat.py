@@ -24,17 +24,45 @@ STACKS = signal.SIGRTMIN + 11  # writes all stacks, even while a loop in C holds
 ASK = "ask"  # a file that is there once the ranks shall say where they stand
 RECENT = 32  # collectives of a group that are told
 FRAMES = 40
+STEP, COMPILE = "step", "compile"  # what `tick` may be told
 RECORDERS = (  # of torch's flight recorder: gloo's, NCCL's
     ("_dump_fr_trace_json", "_dump_fr_trace"),
     ("_dump_nccl_trace_json", "_dump_nccl_trace"),
 )
 
 
+class Ticks:
+    """What this process has said of itself. phase: what it is at, "" for nothing that other ranks
+    could wait for; counts: signs of progress, by phase."""
+
+    def __init__(self) -> None:
+        self.phase = ""
+        self.counts: dict[str, int] = {}
+
+
+TICKS = Ticks()
+
+
+def tick(phase: str = "") -> None:
+    """This rank advances: it begins a STEP, or to COMPILE one more kernel, or has ended them ("").
+    Costs less than a microsecond, and does nothing more where no launcher listens."""
+    TICKS.phase = phase
+    TICKS.counts[phase] = TICKS.counts.get(phase, 0) + 1
+
+
+def ticks() -> Ticks:
+    """The script's: this file may be loaded twice, by shim.py and as tpx.launch.beat."""
+    found: Ticks = getattr(sys.modules.get("tpx.launch.beat"), "TICKS", TICKS)
+    return found
+
+
 class Beat:
-    """folder: of the job's records of this kind; of this rank are `<rank>` (a record), and once
-    asked `<rank>.json` and `<rank>.stacks`. All are missing where the disk is full."""
+    """folder: of the job's records of this kind; of this rank are `<attempt>-<rank>` (a record),
+    and once asked `<rank>.json` and `<rank>.stacks`. All are missing where the disk is full."""
 
     def __init__(self, folder: Path, rank: str):
+        self._attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._longest = 0
         self._ask, self._stand = folder / ASK, folder / f"{rank}.json"
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tpx-beat", daemon=True)
@@ -42,7 +70,9 @@ class Beat:
             folder.mkdir(parents=True, exist_ok=True)
             stacks = (folder / f"{rank}.stacks").open("w")
             faulthandler.register(STACKS, stacks, all_threads=True)
-            self._file = os.open(folder / rank, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            self._file = os.open(
+                folder / f"{self._attempt}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644
+            )
             self._tell()
         except OSError:
             return
@@ -66,12 +96,13 @@ class Beat:
 
     def _tell(self) -> None:
         """modules: imported so far, which grows while a script is starting."""
-        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        told = {"pid": os.getpid(), "attempt": attempt, "modules": len(sys.modules),
-                "counts": counts()}  # fmt: skip
+        seen, alone = ticks(), os.environ.get("WORLD_SIZE") == "1"  # nobody waits for it
+        told = {"pid": os.getpid(), "attempt": int(self._attempt), "modules": len(sys.modules),
+                "counts": counts(), "phase": "" if alone else seen.phase,
+                "ticks": dict(seen.counts)}  # fmt: skip
         data = json.dumps(told).encode()
-        os.pwrite(self._file, data, 0)
-        os.ftruncate(self._file, len(data))
+        self._longest = max(self._longest, len(data))
+        os.pwrite(self._file, data.ljust(self._longest), 0)  # one call: a record is whole
 
 
 def write(path: Path, text: str) -> None:
@@ -99,8 +130,8 @@ def counts() -> dict[str, list[int]]:
     for name, short, _ in recorders():
         status = json.loads(short(includeCollectives=False)).get("pg_status", {})
         for group, state in status.items():
-            ends = state["last_enqueued_collective"], state["last_completed_collective"]
-            found[f"{name}.{group}"] = [max(0, int(end)) for end in ends]  # -1: none yet
+            ends = (state.get(f"last_{end}_collective") for end in ("enqueued", "completed"))
+            found[f"{name}.{group}"] = [max(0, int(end or 0)) for end in ends]  # -1: none yet
     return found
 
 
@@ -114,6 +145,8 @@ def stand() -> dict[str, Any]:
         "module": module_path(frames),
         "collective": collective(frames),
         "groups": groups(),
+        "phase": ticks().phase,
+        "steps": ticks().counts.get(STEP, 0),
     }
 
 
@@ -159,19 +192,20 @@ def collective(frames: list[types.FrameType]) -> list[str] | None:
 
 
 def groups() -> list[dict[str, Any]]:
-    """Each process group of this rank: its name, ranks, counts and latest collectives."""
+    """Each process group of this rank: its name, ranks, counts and latest collectives. What a
+    version of torch does not tell is left out."""
+    ranks, known = group_ranks(), counts()
     found = []
-    ranks = group_ranks()
-    known = counts()
     for name, _, long in recorders():
         entries: dict[str, list[dict[str, Any]]] = {}
         everything = pickle.loads(long(True, False, False))  # no stacks, which take seconds
         for entry in everything.get("entries", []):
-            if not entry["is_p2p"]:
-                entries.setdefault(str(entry["pg_id"]), []).append(entry)
+            if not entry.get("is_p2p") and "collective_seq_id" in entry:
+                entries.setdefault(str(entry.get("pg_id")), []).append(entry)
         for number, of_group in entries.items():
-            short, words = of_group[-1]["process_group"]
-            entered, ended = known[f"{name}.{number}"]
+            short, words = of_group[-1].get("process_group") or (number, "")
+            latest = int(of_group[-1]["collective_seq_id"])
+            entered, ended = known.get(f"{name}.{number}", [latest, latest])
             found.append({
                 "name": short, "words": words, "ranks": ranks.get(short), "entered": entered,
                 "ended": ended, "entries": [told_entry(entry) for entry in of_group[-RECENT:]],
@@ -180,9 +214,10 @@ def groups() -> list[dict[str, Any]]:
 
 
 def told_entry(entry: dict[str, Any]) -> dict[str, Any]:
-    op = entry["profiling_name"].rpartition(":")[2]
+    op = str(entry.get("profiling_name", "collective")).rpartition(":")[2]
     return {"seq": entry["collective_seq_id"], "op": op.removeprefix("_"),
-            "sizes": entry["input_sizes"], "dtypes": entry["input_dtypes"]}  # fmt: skip
+            "sizes": entry.get("input_sizes") or [],
+            "dtypes": entry.get("input_dtypes") or []}  # fmt: skip
 
 
 def group_ranks() -> dict[str, list[int]]:

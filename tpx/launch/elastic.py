@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ..errors import LaunchError
 from .preflight import Job
 
+STATIC = "tpx-static"  # the name of `use_new_ports`'s meeting
 Streams = Callable[[str, Mapping[int, int]], dict[int, str]]  # see logs.Logs.paths
 
 
@@ -52,9 +53,7 @@ def launch(job: Job, streams: Streams) -> Outcome:
 
     os.environ.update(job.environment)
     if job.max_restarts:
-        # Else an attempt finds the addresses of the one before in the store, which torch does not
-        # tell apart: gloo's ranks then call ranks that are gone. So: a new store, at a new port.
-        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        use_new_ports()
     try:
         elastic_launch(launch_config(job, streams), sys.executable)(*job.command.argv())
     except ChildFailedError as error:
@@ -71,6 +70,41 @@ def launch(job: Job, streams: Streams) -> Outcome:
     return Outcome()
 
 
+def use_new_ports() -> None:
+    """For each attempt a new store, at a new port. Else it finds the addresses of the one before,
+    which torch does not tell apart: gloo's ranks then call ranks that are gone."""
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed.elastic.rendezvous import api
+    from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import (
+        StaticTCPRendezvous,
+        create_rdzv_handler,
+    )
+
+    class Static(StaticTCPRendezvous):
+        """Torch's own has one port for all attempts."""
+
+        attempts = 0
+        use_agent_store = False
+
+        def get_backend(self) -> str:
+            return STATIC
+
+        def next_rendezvous(self) -> api.RendezvousInfo:
+            met = super().next_rendezvous()
+            self.attempts += 1
+            store = PrefixStore(f"attempt{self.attempts}", met.store)
+            where = api.RendezvousStoreInfo.build(self.rank, store, self.master_addr)
+            return api.RendezvousInfo(store, met.rank, met.world_size, where)
+
+    def create(params: api.RendezvousParameters) -> api.RendezvousHandler:
+        handler = create_rdzv_handler(params)
+        handler.__class__ = Static
+        return handler
+
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # of torch's other way to meet
+    api.rendezvous_handler_registry.register(STATIC, create)
+
+
 def silence() -> None:
     """Keeps the elastic launcher's log to itself: the parent prints one error of its own."""
     for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
@@ -82,6 +116,7 @@ def silence() -> None:
 def launch_config(job: Job, streams: Streams) -> Any:
     from torch.distributed.launcher.api import LaunchConfig
 
+    static = job.rendezvous.backend == "static"
     known = LaunchConfig.__dataclass_fields__  # torch 2.11 lacks some
     settings: dict[str, Any] = {"shutdown_timeout": job.shutdown_timeout}
     return LaunchConfig(
@@ -90,7 +125,7 @@ def launch_config(job: Job, streams: Streams) -> Any:
         nproc_per_node=job.nproc,
         run_id=job.rendezvous.run_id,
         role="tpx",
-        rdzv_backend=job.rendezvous.backend,
+        rdzv_backend=STATIC if static and job.max_restarts else job.rendezvous.backend,
         rdzv_endpoint=job.rendezvous.endpoint,
         rdzv_configs=dict(job.rendezvous.configs),
         local_addr=job.rendezvous.local_addr,

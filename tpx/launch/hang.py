@@ -59,13 +59,14 @@ class Frame(NamedTuple):
 
 class Stand(NamedTuple):
     """Where one rank stands; frames: of its main thread, the innermost first. collective: its name
-    and its group's, as tpx.comm has them."""
+    and its group's, as tpx.comm has them. steps: that it has begun, see beat.tick."""
 
     rank: int
     frames: tuple[Frame, ...] = ()
     module: str | None = None
     collective: tuple[str, str] | None = None
     groups: tuple[GroupState, ...] = ()
+    steps: int = 0
     gone: str | None = None  # why there is nothing to know, such as `ended with exit code 0`
 
     @property
@@ -97,6 +98,7 @@ def read_stand(rank: int, folder: Path) -> Stand:
         data["module"],
         tuple(data["collective"]) if data["collective"] else None,
         tuple(read_group(group) for group in data["groups"]),
+        data["steps"],
     )
 
 
@@ -144,6 +146,7 @@ def explain(stands: Sequence[Stand], seconds: float, folder: Path) -> LaunchErro
         missing_rank(found, by_rank, still)
         or different(found, by_rank, still)
         or circle(found, by_rank, still)
+        or fewest_steps(found, by_rank, still)
         or all_wait(found, by_rank, still)
     )
     hint = (
@@ -197,6 +200,20 @@ def circle(found: Sequence[Wait], by_rank: Mapping[int, Stand], still: str) -> s
     return f"ranks wait for each other, {', '.join(each)}, and {still}"
 
 
+def fewest_steps(found: Sequence[Wait], by_rank: Mapping[int, Stand], still: str) -> str | None:
+    """The rank that has begun the fewest steps, where no collective is seen: a GPU has them."""
+    most = max(stand.steps for stand in by_rank.values())
+    ahead = [rank for rank, stand in by_rank.items() if stand.steps == most]
+    if found or len(ahead) == len(by_rank):
+        return None
+    cause = min(by_rank.values(), key=lambda stand: (stand.gone is None, stand.steps))
+    verb = "is" if len(ahead) == 1 else "are"
+    return (
+        f"rank {cause.rank} has not begun step {most}, {and_list(ahead)} {verb} in it, and "
+        f"{still}: rank {cause.rank} {whereabouts(cause)}"
+    )
+
+
 def all_wait(found: Sequence[Wait], by_rank: Mapping[int, Stand], still: str) -> str:
     """Nobody of this machine is missing."""
     if not found:
@@ -205,10 +222,22 @@ def all_wait(found: Sequence[Wait], by_rank: Mapping[int, Stand], still: str) ->
     wait = next(wait for wait in found if not wait.missing)
     elsewhere = sorted(set(wait.group.ranks or ()) - set(by_rank))
     whom = f"{and_list(elsewhere)} of another machine" if elsewhere else "the network or a device"
-    return (
+    said = (
         f"{and_list(wait.waiting)} {'waits' if len(wait.waiting) == 1 else 'wait'} for {whom} in "
-        f"{name_wait(wait, by_rank)}, and {still}"
+        f"{name_wait(wait, by_rank)}"
     )
+    later = [rank for rank in by_rank if rank not in wait.waiting and is_later(wait, by_rank[rank])]
+    return (
+        f"{said}, {and_list(later)} in a later one, and {still}"
+        if later
+        else f"{said}, and {still}"
+    )
+
+
+def is_later(wait: Wait, stand: Stand) -> bool:
+    """Gloo lets a rank go that has all it needs, before the others have."""
+    group = stand.group(wait.group.name)
+    return group is not None and group.waits and group.ended >= wait.seq
 
 
 def entry_of(wait: Wait, stand: Stand) -> Entry | None:

@@ -6,37 +6,20 @@ import os
 import re
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
-SELF = Path("/proc/self/cgroup")
+from .room import control_groups
 
 
 def count_oom_kills() -> int:
-    """In this process's cgroup, version 2 or 1, so far; 0 where it is not known."""
-    for path in oom_files():
+    """In this process's control group, so far; 0 where it is not known."""
+    for root, folder, files in control_groups():
         try:
-            found = re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)
+            text = (root / folder / files.kills).read_text()
         except OSError:
             continue
+        found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
         if found:
             return int(found[1])
     return 0
-
-
-def oom_files() -> list[Path]:
-    """Where the count may be, the likeliest first: a container may see its own cgroup as the root,
-    and be told a path from above it."""
-    found = []
-    for line in SELF.read_text().splitlines() if SELF.exists() else ():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            found += candidates(CGROUPS, path, "memory.events")
-        elif "memory" in controllers.split(","):
-            found += candidates(CGROUPS / "memory", path, "memory.oom_control")
-    return found
-
-
-def candidates(root: Path, path: str, file: str) -> list[Path]:
-    return [root / path.lstrip("/") / file, root / file]
 
 
 def resident(pid: int) -> int:

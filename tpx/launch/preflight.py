@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +67,7 @@ def preflight(options: Options, environ: Mapping[str, str] | None = None) -> Job
         refuse(found.checks, options.preflight)
         if model.prepared is not None and options.download != HEADERS:
             model = model._replace(prepared=fetch(model.prepared, here, options.download))
-    run_dir = name_run_dir(options.run_dir or environ.get("TPX_RUN_DIR"))
+    run_dir = name_run_dir(options.run_dir or environ.get("TPX_RUN_DIR"), machine(options, meeting))
     job = Job(
         command=to_run,
         nproc=hardware.nproc,
@@ -119,9 +120,18 @@ def devices(options: Options, environ: Mapping[str, str]) -> tuple[str, int]:
     return "cuda", nproc
 
 
-def name_run_dir(given: str | None) -> Path:
+def machine(options: Options, meeting: Rendezvous) -> str:
+    """The name of this machine's part of the run's folder, which all may share; "" for one."""
+    if node_range(options.nnodes)[1] == 1:
+        return ""
+    static = meeting.backend == "static"
+    return f"machine{options.node_rank}" if static else socket.gethostname()
+
+
+def name_run_dir(given: str | None, part: str) -> Path:
+    """part: of a folder that is given; a name that is made up is another one on each machine."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    return Path(given).absolute() if given else Path("runs", name).absolute()
+    return (Path(given, part) if given else Path("runs", name)).absolute()
 
 
 def write(job: Job) -> None:

@@ -16,12 +16,12 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 RECORD = 128  # bytes: a record is written by one call, in one block
 PERIOD = 0.05  # seconds between two looks at the records
@@ -142,6 +142,8 @@ def draw_next(
 
 def draw_bar(folder: Path, ranks: int, end: threading.Event, console: Console) -> None:
     """One bar for all ranks, and what each does, until they are done."""
+    from rich.live import Live
+
     rates = Rates()
     with Live(console=console, transient=True, auto_refresh=False) as live:
         while not is_done(states := read_all(folder), ranks) and not end.wait(PERIOD):
@@ -170,6 +172,9 @@ class Rates:
 
 def picture(states: Sequence[State], ranks: int, rates: Rates) -> Table:
     """The job's bar; below it a row a rank, or of many ranks the slowest, the mean, the fastest."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(no_wrap=True)
     table.add_column(ratio=1)

@@ -7,19 +7,25 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from .beat import STEP
+
 
 class Told(NamedTuple):
     """A rank's latest record, see beat.py. counts: of each process group, what the rank entered and
-    what has ended."""
+    what has ended. phase, ticks: see beat.Ticks."""
 
+    rank: int
     pid: int
     attempt: int
     modules: int
     counts: dict[str, list[int]]
+    phase: str
+    ticks: dict[str, int]
 
     @property
     def waits(self) -> bool:
-        return any(entered > ended for entered, ended in self.counts.values())
+        """For others. A step on a GPU may call its collectives where nobody sees them."""
+        return self.phase == STEP or any(a > b for a, b in self.counts.values())
 
 
 class Stat(NamedTuple):
@@ -30,16 +36,17 @@ class Stat(NamedTuple):
     session: int
 
 
-def read_told(folder: Path) -> dict[int, Told]:
-    """By rank; without those whose record is being written."""
-    found = {}
+def read_told(folder: Path) -> list[Told]:
+    """Of all attempts, the earliest first; without those that are not whole."""
+    found = []
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.isdecimal():
+        rank = path.name.partition("-")[2]
+        if rank.isdecimal():
             try:
-                found[int(path.name)] = Told(**json.loads(path.read_bytes()))
+                found.append(Told(int(rank), **json.loads(path.read_bytes())))
             except (OSError, ValueError):
                 continue
-    return found
+    return sorted(found, key=lambda told: (told.attempt, told.rank))
 
 
 def stat(pid: int) -> Stat | None:

@@ -42,6 +42,28 @@ def machine_room() -> Iterator[Room]:
 
 def group_rooms() -> Iterator[Room]:
     """Of each control group that this process is in and that has a limit."""
+    for root, folder, files in control_groups():
+        yield from group_room(root / folder, f"/{folder}", files)
+
+
+class Files(NamedTuple):
+    """Of a control group, by their names in one version."""
+
+    limit: str
+    usage: str
+    kills: str  # has a line `oom_kill N`
+    cache: tuple[str, str]  # lines of memory.stat: what the kernel drops before it kills
+
+
+V2 = Files("memory.max", "memory.current", "memory.events", ("inactive_file", "active_file"))
+V1 = Files("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oom_control",
+           ("total_inactive_file", "total_active_file"))  # fmt: skip
+
+
+def control_groups() -> Iterator[tuple[Path, str, Files]]:
+    """Where a control group of this process may be, the innermost first: the mount, and the folder
+    in it. The path may be the host's, and the mount the container's: then the root itself counts.
+    """
     try:
         lines = (PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -54,22 +76,9 @@ def group_rooms() -> Iterator[Room]:
             roots, files = [CGROUPS / "memory"], V1
         else:
             continue
-        # The path may be the host's, and the mount the container's: then the root itself counts.
         for root in roots:
             for folder in dict.fromkeys(above(path)):
-                yield from group_room(root / folder, f"/{folder}", files)
-
-
-class Files(NamedTuple):
-    limit: str
-    usage: str
-    cache: tuple[str, str]  # lines of memory.stat: what the kernel drops before it kills
-
-
-V2 = Files("memory.max", "memory.current", ("inactive_file", "active_file"))
-V1 = Files(
-    "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
-)
+                yield root, folder, files
 
 
 def above(path: str) -> list[str]:

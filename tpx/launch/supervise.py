@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,11 +23,15 @@ from .report import Ending, Memory, ending, read_records
 from .run_files import RunFiles
 from .watch import Limits, Watch
 
-KEPT_OF_A_RUN = ("rank*.out", "rank*.err", "events.jsonl", "run.json", "hang")
+KEPT_OF_A_RUN = ("rank*.out", "rank*.err", "events.jsonl", "run.json", "hang", "beats")
 
 
-def supervise(job: Job, options: Options) -> Ending:
-    """Raises LaunchError (7) where the ranks cannot meet."""
+Drawer = Callable[[Path, int, threading.Event, Console], None]
+
+
+def supervise(job: Job, options: Options, drawer: Drawer = draw) -> Ending:
+    """drawer: of what the ranks do, see progress.draw. Raises LaunchError (7) where the ranks
+    cannot meet."""
     clear(job.run_dir)
     files = RunFiles(job)
     out, err = Console(), Console(stderr=True)
@@ -38,8 +42,9 @@ def supervise(job: Job, options: Options) -> Ending:
     watch = Watch(job.run_dir, files, limits, lambda: logs.heard, lambda line: say(err, line))
     kills = count_oom_kills()
     try:
-        with watch.watching(), drawing(job.run_dir / "progress", job.nproc, err):
+        with watch.watching(), drawing(job.run_dir / "progress", job.nproc, err, drawer):
             outcome = launch(job, logs.paths)
+            watch.failed = bool(outcome.failures)
         memory = Memory(watch.held, count_oom_kills() > kills)
         found = end_of(job, outcome, watch, memory, options.traceback)
     except TpxError as error:
@@ -93,11 +98,11 @@ def tidy(run_dir: Path) -> None:
 
 
 @contextmanager
-def drawing(folder: Path, ranks: int, console: Console) -> Iterator[None]:
+def drawing(folder: Path, ranks: int, console: Console, drawer: Drawer) -> Iterator[None]:
     """Draws what the ranks write into `folder` meanwhile."""
     announce(folder)
     end = threading.Event()
-    thread = threading.Thread(target=draw, args=(folder, ranks, end, console), daemon=True)
+    thread = threading.Thread(target=drawer, args=(folder, ranks, end, console), daemon=True)
     thread.start()
     try:
         yield

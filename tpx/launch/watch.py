@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import LaunchError
+from .beat import COMPILE
 from .examine import examine
 from .memory import resident
 from .progress import read_all
@@ -21,11 +22,13 @@ from .ranks_here import Told, parent_of, processes_of, read_told
 from .run_files import RunFiles
 
 TICK = 0.1  # seconds between two looks
+SLOW = {COMPILE: 5}  # how many times as long as a step something may take between two ticks
 NOTICE = 1.0  # seconds after Ctrl-C until it is said what is waited for
 
 
 class Death(NamedTuple):
-    """code: negative for a signal; None where the agent was faster to take it."""
+    """code: negative for a signal; None where the agent was faster to take it. time_ns: of the end,
+    or where the agent was faster of the last sign of life."""
 
     code: int | None
     time_ns: int
@@ -46,12 +49,12 @@ class Patience:
         self._limit, self._since = limit, 0.0
         self._state: object = None
 
-    def is_over(self, state: object, waits: bool, now: float) -> bool:
+    def is_over(self, state: object, waits: bool, now: float, times: int = 1) -> bool:
         """state: of all that moves. waits: whether a rank waits for others; where none does, a job
-        may take any time."""
+        may take any time. times: as long as usual."""
         if state != self._state:
             self._state, self._since = state, now
-        return waits and 0 < self._limit <= now - self._since
+        return waits and 0 < self._limit * times <= now - self._since
 
 
 class Process(NamedTuple):
@@ -64,7 +67,7 @@ class Watch:
     have printed. say: shows a line to the user.
 
     hang: the error of a job that did not advance. deaths and held (bytes of memory, shortly before
-    its end) are of the last attempt's ranks.
+    its end) are of the last attempt's ranks. failed: set once it is known that ranks failed.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Watch:
         self.hang: LaunchError | None = None
         self.deaths: dict[int, Death] = {}
         self.held: dict[int, int] = {}
+        self.failed = False
         self._folder, self._files, self._limits = folder, files, limits
         self._heard, self._say = heard, say
         self._alive: dict[int, Process] = {}
@@ -157,44 +161,44 @@ class Watch:
 
     def _look(self) -> None:
         """Takes in who has started, who has ended, and how far each is."""
-        self._told = read_told(self._folder / "beats")
-        for rank, told in self._told.items():
-            process = self._alive.get(rank)
-            if process is None and told.pid not in self._sessions:
-                self._begin(rank, told)
+        told = read_told(self._folder / "beats")
         for rank, process in list(self._alive.items()):
             self.held[rank] = resident(process.pid) or self.held.get(rank, 0)
             if has_ended(process):
-                self._bury(rank, process)
+                self._bury(rank, Death(exit_code(process), time.time_ns()))
+                os.close(process.pidfd)
+                del self._alive[rank]
+        for each in told:
+            if each.pid not in self._sessions:
+                self._begin(each)
+        self._told = {each.rank: each for each in told}
 
-    def _begin(self, rank: int, told: Told) -> None:
-        if parent_of(told.pid) != os.getpid():
-            return
+    def _begin(self, told: Told) -> None:
         if told.attempt > self._attempt:
             self._attempt, self.hang, self._deadline = told.attempt, None, None
             self.deaths.clear()
-        try:
-            self._alive[rank] = Process(told.pid, os.pidfd_open(told.pid))
-        except ProcessLookupError:  # it has ended meanwhile
-            return
         self._sessions.add(told.pid)
-        self._files.event("rank", rank=rank, pid=told.pid, attempt=told.attempt)
+        self._files.event("rank", rank=told.rank, pid=told.pid, attempt=told.attempt)
+        process = child(told.pid)
+        if process is not None:
+            self._alive[told.rank] = process
+        else:
+            record = self._folder / "beats" / f"{told.attempt}-{told.rank}"
+            self._bury(told.rank, Death(None, record.stat().st_mtime_ns))
 
-    def _bury(self, rank: int, process: Process) -> None:
-        code = exit_code(process)
-        os.close(process.pidfd)
-        del self._alive[rank]
-        self.deaths[rank] = Death(code, time.time_ns())
-        self._files.event("ended", rank=rank, exit_code=code)
-        if code and self._deadline is None:
+    def _bury(self, rank: int, death: Death) -> None:
+        self.deaths[rank] = death
+        self._files.event("ended", rank=rank, exit_code=death.code)
+        if death.code and self._deadline is None:
             self._deadline = time.monotonic() + self._limits.grace
 
     def _hangs(self, now: float) -> bool:
         """Whether a rank waits for others, and nothing has moved for too long."""
         states = read_all(self._folder / "progress")
         state = (self._told, [s.done for s in states], self._heard(), set(self._alive))
-        waits = any(self._told[rank].waits for rank in self._alive if rank in self._told)
-        return self._patience.is_over(state, waits, now)
+        told = [self._told[rank] for rank in self._alive if rank in self._told]
+        times = max((SLOW.get(each.phase, 1) for each in told), default=1)
+        return self._patience.is_over(state, any(each.waits for each in told), now, times)
 
     def _report_hang(self) -> None:
         alive = {rank: process.pid for rank, process in self._alive.items()}
@@ -218,12 +222,22 @@ class Watch:
 
     def _reap(self) -> None:
         """Ends what ranks of a job that failed have started and left behind."""
-        if self._signals or any(death.code for death in self.deaths.values()):
+        if self._signals or self.failed:
             for pid in processes_of(self._sessions):
                 kill(pid)
 
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # as the agent does
+
+
+def child(pid: int) -> Process | None:
+    """None where it has ended, and the agent has taken it."""
+    if parent_of(pid) != os.getpid():
+        return None
+    try:
+        return Process(pid, os.pidfd_open(pid))
+    except ProcessLookupError:
+        return None
 
 
 def has_ended(process: Process) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..kernels.installed import installed
+from ..launch.beat import COMPILE, tick
 from ..ops.cpu.build import cache_folder
 
 SOURCES = ("*.py", "*.json")
@@ -25,14 +26,21 @@ def verdict(module: ModuleType, device: torch.device, asked: object, run: Callab
     and `asked`, whatever the trial depends on besides. Of a module without a file nothing is kept.
     """
     if getattr(module, "__file__", None) is None:
-        return run()
+        return tried(run)
     path = cache_folder() / f"trial-{module.__name__}-{fingerprint(module, device, asked)}.json"
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
-        found = run()
+        found = tried(run)
         keep(path, json.dumps(found))
         return found
+
+
+def tried(run: Callable[[], Any]) -> Any:
+    tick(COMPILE)
+    found = run()
+    tick()
+    return found
 
 
 def fingerprint(module: ModuleType, device: torch.device, asked: object) -> str:
