@@ -19,17 +19,20 @@ LAYERS = [
     (1, r"tpx\.kernels(\..*)?"),
     (2, r"tpx\.(plan|launch)(\..*)?"),
     (3, r"tpx\.(mxfp4|read(\..*)?|shard|batch|ops(\..*)?)"),
-    (4, r"tpx\.(comm|exchange)"),
+    (4, r"tpx\.(record|comm|exchange)"),
     (5, r"tpx\.(moe|layers)(\..*)?"),
     (6, r"tpx\.(models(\..*)?|text)"),
     (7, r"tpx\.(params|results|engine(\..*)?)"),
-    (8, r"tpx(\.(worker|llm|agree|answer|arguments|prompts|generate|bench|cli(\..*)?|__main__))?"),
-    (8, r"tpx\.(simulate|recording|narrow|verify|blame|trial|selftest)"),
+    (8, r"tpx(\.(worker|llm|agree|answer|arguments|prompts|generate|cli(\..*)?|__main__))?"),
+    (8, r"tpx\.(async_engine|session|feed|batches|reports)"),
+    (8, r"tpx\.(requests_file|results_file|generate_file)"),
+    (8, r"tpx\.(bench(\..*)?|simulate|recording|narrow|verify|blame|trial|selftest)"),
 ]
 TORCH_FREE = (
     r"tpx|tpx\.(errors|split|mesh|version|files|new_folder|strict_json|index|config|params)"
     r"|tpx\.families(\..*)?|tpx\.plan(\..*)?|tpx\.hub(\..*)?|tpx\.launch(\..*)?|tpx\.cli(\..*)?"
-    r"|tpx\.kernels(\..*)?|tpx\.engine\.(request|blocks|scheduler)"
+    r"|tpx\.(requests_file|results_file)|tpx\.bench\.asked"
+    r"|tpx\.kernels(\..*)?|tpx\.engine\.(request|pool|blocks|scheduler)"
 )
 USES_DISTRIBUTED = {"tpx/comm.py", "tpx/worker.py", "tpx/launch/elastic.py"}
 READS_ENVIRONMENT = r"tpx/(launch/.*|worker)\.py"

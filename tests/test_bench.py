@@ -8,7 +8,7 @@ import pytest
 from launching import environment, tpx
 from ranks import ranks
 
-from tpx.cli.bench import draw, read_sizes
+from tpx.cli.bench_links import draw, read_sizes
 from tpx.cli.main import main
 from tpx.launch.links_file import library_versions, links_path
 from tpx.mesh import Mesh
@@ -20,7 +20,7 @@ OPS = ["all_reduce", "all_gather", "reduce_scatter", "all_to_all", UNEVEN]
 
 def ways_of_two_nodes(sizes: list[int]) -> list[tuple[tuple[str, int, int], tuple[int, ...]]]:
     """On four ranks that take themselves for two nodes of two."""
-    from tpx.bench import measure
+    from tpx.bench.links import measure
     from tpx.worker import Worker
 
     os.environ["LOCAL_WORLD_SIZE"] = "2"
@@ -43,7 +43,7 @@ def put_in(nbytes: int) -> list[tuple[int, list[int]]]:
     """What each op puts in, and what it records."""
     import torch
 
-    from tpx.bench import calls
+    from tpx.bench.links import calls
     from tpx.comm import Groups
 
     found = []

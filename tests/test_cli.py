@@ -30,10 +30,11 @@ def test_help_names_the_commands(capsys, words):
     code, out, error = run(capsys, *words)
     assert (code, error) == (0, "")
     assert "\n  launch   start ranks" in out
+    assert "\n  generate continue the requests of a file" in out
     assert "\n  plan     prove, explain, compare and choose plans" in out
     assert "\n  shard    write a checkpoint as one file a rank" in out
     assert "\n  verify   run a plan on real ranks" in out
-    assert "\n  bench    measure the links" in out
+    assert "\n  bench    measure a model's speed" in out
     assert "\n  doctor   what this machine has" in out
     assert max(map(len, out.splitlines())) <= 80
 
@@ -53,7 +54,8 @@ def test_the_launchers_help_fits_a_terminal(capsys):
          "error: tpx has no command `lanch`\n\nhint: did you mean `launch`, `plan` or `bench`?\n"),
         (("run",),
          "error: tpx has no command `run`\n\n"
-         "hint: use `launch`, `plan`, `shard`, `verify`, `bench`, `render` or `doctor`\n"),
+         "hint: use `launch`, `generate`, `plan`, `shard`, `verify`, `bench`, `render` or "
+         "`doctor`\n"),
         (("--versoin",), "error: tpx has no flag `--versoin`\n\nhint: did you mean `--version`?\n"),
         (("launch", "--modle", "x"),
          "error: `tpx launch` has no flag `--modle`\n\n"

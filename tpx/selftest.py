@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .bench import AT_ONCE, MOST, point
+from .bench.links import AT_ONCE, MOST, point
 from .comm import Group
 from .errors import PlanError
 from .mesh import Mesh

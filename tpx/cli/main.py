@@ -17,10 +17,11 @@ from ..version import __version__
 
 COMMANDS = {
     "launch": "start ranks: a script of yours, or text generation",
+    "generate": "continue the requests of a file, into a file, and go on after a stop",
     "plan": "prove, explain, compare and choose plans, without starting a rank",
     "shard": "write a checkpoint as one file a rank, cut by a plan",
     "verify": "run a plan on real ranks against one rank, and compare",
-    "bench": "measure the links between ranks, for `tpx plan auto`",
+    "bench": "measure a model's speed, its load, and the links between ranks",
     "render": "write the file that Slurm, Kubernetes or SkyPilot takes",
     "doctor": "what this machine has, and which kernels run on it",
 }
@@ -58,7 +59,7 @@ def dispatch(argv: list[str]) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"tpx {__version__}")
         return 0
-    if argv[0] in ("launch", "render"):  # their flags end where a script begins
+    if argv[0] in ("launch", "generate", "render"):  # their flags end where a script begins
         command = import_module(f".{argv[0]}", __package__)
         return int(command.run(argv[1:]))
     if argv[0] in COMMANDS:

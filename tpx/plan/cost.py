@@ -196,6 +196,17 @@ def step_cost(
     return Cost(weights, compute, kv, links, low, high)
 
 
+def step_bytes(model: Model, mesh: Mesh, cuts: Cuts, dispatch: DispatchName, step: Step) -> float:
+    """What one forward must read on the busiest rank: dense weights in the spec's dtype and the
+    head's table once, the experts that are touched, and the cache."""
+    spec = model.spec
+    experts, _ = expert_work(model, mesh, cuts, dispatch, step)
+    dense = model.held(cuts).elements * ITEM_BYTES[spec.dtype]
+    head, _ = _head(model, cuts, step)
+    cache, _ = _attention(spec, cuts, step)
+    return dense + head + spec.num_hidden_layers * experts + cache
+
+
 def _seconds(nbytes: float, flops: float, device: Device) -> tuple[float, float]:
     if device.read is None or device.matmul is None:
         return 0.0, 0.0

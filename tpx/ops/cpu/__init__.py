@@ -3,6 +3,6 @@
 `native(x, ...)` says whether it can take these tensors; the references lie beside it, in ops/.
 """
 
-from .calls import INTEGERS, Native, native
+from .calls import INTEGERS, Native, native, references
 
-__all__ = ["INTEGERS", "Native", "native"]
+__all__ = ["INTEGERS", "Native", "native", "references"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import c_float, c_int, c_int64, c_void_p
 
 import torch
@@ -36,6 +38,8 @@ _ARGUMENTS = {
 def native(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS) -> Native | None:
     """The operations, if they can be built here and take these tensors: all on the CPU, of one of
     `dtypes`, and none of which needs a gradient. None: the reference runs."""
+    if _off:
+        return None
     dtype, learns = None, torch.is_grad_enabled()
     for x in tensors:
         if x is None:
@@ -44,6 +48,19 @@ def native(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS) ->
             return None
         dtype = x.dtype
     return _native() if dtype in dtypes else None
+
+
+@contextmanager
+def references() -> Iterator[None]:
+    """Meanwhile torch's references run, in all threads of this process."""
+    _off.append(True)
+    try:
+        yield
+    finally:
+        _off.pop()
+
+
+_off = list[bool]()
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Measures collectives on the ranks at hand, through comm.Group as a model calls them.
 
 Arguments: the file that rank 0 writes, and the sizes in bytes, by commas. `tpx bench links` starts
-it; on several machines `tpx launch --nnodes N ... -m tpx.bench FILE` does.
+it; on several machines `tpx launch --nnodes N ... -m tpx.bench.links FILE` does.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 
-from .comm import Group, Groups
-from .errors import PlanError
-from .launch.links_file import library_versions
-from .mesh import Mesh
-from .plan.curve import Curve
-from .plan.device import CPU, device_of
-from .plan.links import UNEVEN, Key, Way, to_json
-from .plan.topology import span_of, topology_for
-from .worker import Worker
+from ..comm import Group, Groups
+from ..errors import PlanError
+from ..launch.links_file import library_versions
+from ..mesh import Mesh
+from ..plan.curve import Curve
+from ..plan.device import CPU, device_of
+from ..plan.links import UNEVEN, Key, Way, to_json
+from ..plan.topology import span_of, topology_for
+from ..worker import Worker
 
 SIZES = tuple(2**power for power in range(10, 27, 2))  # 1 KB to 64 MB, what one rank puts in
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", UNEVEN)

@@ -1,0 +1,67 @@
+#!/bin/bash
+# Every measurement and test that needs a GPU, on one, in one go: for docs/performance.md.
+#
+#     scripts/measure_gpu.sh OUT [load] [moe] [step] [engine] [tests] [sanitize]
+#
+# OUT: a folder for logs and JSON. Without parts: all. Each part has a limit of its own, and a part that
+# fails does not end the others; the exit code is the number of those that did. Needs tpx's packages
+# installed, or runs from the source tree; a checkpoint of gpt-oss-20b's shapes is written to /tmp.
+set -u
+cd "$(dirname "$0")/.."
+out=${1:?a folder for what is measured} && shift
+mkdir -p "$out"
+parts=${*:-load moe step engine tests sanitize}
+model=/tmp/tpx-gpt-oss-20b
+moe=kernels/tpx-moe attention=kernels/tpx-attention
+export PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD:$PWD/tests:$PWD/scripts:$PWD/$moe/torch-ext:$PWD/$attention/torch-ext:$PWD/$moe/tests:$PWD/$attention/tests
+failed=0
+
+run() { # NAME SECONDS COMMAND...
+    local name=$1 limit=$2 begin=$SECONDS code=0
+    shift 2
+    timeout "$limit" "$@" >"$out/$name.log" 2>&1 || code=$?
+    [ "$code" = 0 ] || failed=$((failed + 1))
+    echo "$name: exit code $code, $((SECONDS - begin)) s"
+    tail -n 12 "$out/$name.log"
+}
+
+tests() { python3 -m pytest -q -p no:benchmark -c /dev/null --rootdir=. -m gpu "$@"; }
+export -f tests
+
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+[ -e $model/config.json ] || run checkpoint 120 python3 scripts/make_checkpoint.py --size 20b --out $model
+for part in $parts; do
+    case $part in
+    load)
+        run load_tests 120 bash -c 'tests tests/gpu/test_gpu_load.py tests/gpu/test_gpu_exchange.py'
+        run load 90 python3 scripts/bench_load.py --cuda $model --runs 5
+        ;;
+    moe)
+        run moe_tests 150 bash -c "tests -n 14 $moe/tests/test_moe_gpu.py"
+        run moe 150 python3 $moe/benchmarks/bench_moe.py --out "$out/moe.json"
+        ;;
+    step) run step 120 python3 scripts/bench_step.py $model --profile ;;
+    engine)
+        run start 120 python3 -m tpx bench load --model $model --json
+        run latency 150 python3 -m tpx bench latency --model $model --input-len 128 --output-len 256 --batch 1,4,16
+        run long 120 python3 -m tpx bench latency --model $model --input-len 4096 --output-len 256 --batch 1
+        run requests64 120 python3 -m tpx bench throughput --model $model --requests 64 --input-len 512 --output-len 256 --prefix-cache off
+        run requests256 120 python3 -m tpx bench throughput --model $model --requests 256 --input-len 512 --output-len 256 --prefix-cache off
+        ;;
+    tests)
+        run engine_tests 200 bash -c 'tests tests/gpu/test_gpu_model.py tests/gpu/test_gpu_engine.py tests/gpu/test_gpu_llm.py'
+        run attention_tests 200 bash -c "tests -n 8 $attention/tests/test_attention_gpu.py"
+        ;;
+    sanitize)
+        if command -v compute-sanitizer >/dev/null; then
+            run sanitize 300 compute-sanitizer --error-exitcode 9 python3 -m pytest -q -p no:benchmark -c /dev/null \
+                --rootdir=. -m gpu $moe/tests/test_moe_gpu.py -k "few" -x
+        else
+            echo "sanitize: there is no compute-sanitizer here"
+        fi
+        ;;
+    *) echo "no part is called $part" >&2 && exit 2 ;;
+    esac
+done
+exit $failed
