@@ -6,6 +6,7 @@ import pytest
 
 from tpx.cli.flags import all_flags, parse
 from tpx.errors import PlanError
+from tpx.launch.command import command, generation
 from tpx.launch.options import Options
 
 
@@ -92,3 +93,12 @@ def test_mistakes_say_what_to_type(words, message, hint):
     with pytest.raises(PlanError) as raised:
         parse(words)
     assert (raised.value.message, raised.value.hint) == (message, hint)
+
+
+def test_sizes_of_the_engine_go_to_the_text_that_is_generated():
+    options = parse(["--context", "99", "--batch", "4", "--memory-fraction", "0.5"])
+    assert generation(options).engine == {"context": 99, "batch": 4, "memory_fraction": 0.5}
+    assert generation(parse([])).engine == {}
+    with pytest.raises(PlanError) as caught:
+        command(parse(["--batch", "4", "-m", "timeit"]))
+    assert caught.value.message == "`--batch` is for text generation, and `timeit` is run instead"

@@ -32,11 +32,12 @@ def run_batch(
                     session.put(answers)
                     under_way.update((a.request.id, (one.id, answers)) for a in answers)
             for answer in session.step():
-                if answer.request.id in under_way:
-                    name, answers = under_way.pop(answer.request.id)
-                    done = [a.done for a in answers if a.done is not None]
-                    if len(done) == len(answers):
-                        yield Result(name, done)
+                name, answers = under_way.get(answer.request.id, ("", []))
+                done = [a.done for a in answers if a.done is not None]
+                if answers and len(done) == len(answers):
+                    for each in answers:  # several may have ended in this step
+                        del under_way[each.request.id]
+                    yield Result(name, done)
     finally:
         session.cancel(answer for _, answers in list(under_way.values()) for answer in answers)
 

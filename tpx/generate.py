@@ -38,7 +38,7 @@ class Speed(NamedTuple):
 
 def main(argument: str) -> None:
     told = Generation(**json.loads(argument))
-    with LLM(dtype=told.dtype) as llm:
+    with LLM(dtype=told.dtype, **told.engine) as llm:
         speaks = llm.worker.place.rank == 0
         console = Console(stderr=True, width=WIDTH, highlight=False, quiet=not speaks)
         if speaks:

@@ -53,10 +53,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--max-restarts", "N", "start all ranks again after a failure", whole(0)),
         Flag("--run-dir", "DIR", "records of the run (default: runs/<time>)"),
         Flag("--traceback", "", "show every frame of an error, of every rank", None),
-        Flag("--prefix", "HOW", "lines by their rank, like ones once: auto (on a terminal),\n"
-             "always or never", words("auto", "always", "never")),
-        Flag("--hang-timeout", "S", "seconds without any progress that end a job whose ranks\n"
-             "wait for each other (default: 120; 0: never)", whole(0)),
+        Flag("--prefix", "HOW", "ranks before their lines: auto (terminal), always, never", words("auto", "always", "never")),
+        Flag("--hang-timeout", "S", "seconds without progress that end a job (120; 0: never)", whole(0)),
         Flag("--shutdown-timeout", "S", "seconds to end after a signal or a failure (default: 3)",
              whole(0)),
     ),
@@ -84,6 +82,10 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--top-k", "K", "draw from the K likeliest tokens", whole(0)),
         Flag("--seed", "N", "the same seed draws the same text", whole(0)),
         Flag("--dtype", "auto|float32", "default: the checkpoint's", words("auto", "float32")),
+        Flag("--context", "N", "tokens that a text can have, prompt included", whole(1)),
+        Flag("--batch", "N", "texts that are written at once", whole(1)),
+        Flag("--memory-fraction", "F", "of a GPU's memory, for all of it (default: 0.9)",
+             number),
     ),
     "Several machines, as torchrun has them": (
         Flag("--nnodes", "N", "machines", nnodes),
@@ -135,26 +137,32 @@ def parse(argv: Sequence[str]) -> Options | None:
     return Options(**recipe | found)
 
 
-def from_recipe(name: str, known: dict[str, Flag]) -> dict[str, Any]:
+def from_recipe(name: str, known: dict[str, Flag], program: str = "tpx launch") -> dict[str, Any]:
     """The options that a recipe gives. Raises PlanError."""
     recipe = find_recipe(name)
     found: dict[str, Any] = {}
     for flag, value in recipe.flags().items():
         switch = f"--{flag}" in known and known[f"--{flag}"].read is None and value == "true"
         try:
-            take(f"--{flag}" if switch else f"--{flag}={value}", [], known, found)
+            take(f"--{flag}" if switch else f"--{flag}={value}", [], known, found, program)
         except PlanError as error:
             raise PlanError(f"recipe `{name}`: {error.message}", error.hint) from None
     named = {"recipe": name, "hardware": recipe.device}
     return found | named | {"environment": tuple(recipe.environment.items())}
 
 
-def take(word: str, rest: list[str], known: dict[str, Flag], found: dict[str, Any]) -> None:
+def take(
+    word: str,
+    rest: list[str],
+    known: dict[str, Flag],
+    found: dict[str, Any],
+    program: str = "tpx launch",
+) -> None:
     """Reads the flag `word`, and its value from `rest` where it is not behind `=`."""
     spelt, equals, value = word.partition("=")
     flag = known.get(spelt.replace("_", "-"))
     if flag is None:
-        raise PlanError(f"`tpx launch` has no flag `{spelt}`", hint_for(spelt, known))
+        raise PlanError(f"`{program}` has no flag `{spelt}`", hint_for(spelt, known, program))
     if flag.read is None:
         if equals:
             raise PlanError(f"`{spelt}` takes no value", f"write `{spelt}`")
@@ -168,6 +176,6 @@ def take(word: str, rest: list[str], known: dict[str, Flag], found: dict[str, An
     found[flag.field] = (*found.get("prompt", ()), read) if flag.field == "prompt" else read
 
 
-def hint_for(spelt: str, known: dict[str, Flag]) -> str:
+def hint_for(spelt: str, known: dict[str, Flag], program: str) -> str:
     close = nearest(spelt.replace("_", "-"), known)
-    return f"did you mean {or_list(close)}?" if close else "`tpx launch --help` lists them"
+    return f"did you mean {or_list(close)}?" if close else f"`{program} --help` lists them"

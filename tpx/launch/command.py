@@ -18,9 +18,11 @@ PROMPT, MAX_TOKENS = "The", 128  # where the command line names none
 # Options that only text generation reads, by field; a script has its own.
 TEXT_OPTIONS = (
     "prompt", "chat", "max_new_tokens", "temperature", "top_p", "top_k", "seed", "dtype",
+    "context", "batch", "memory_fraction",
 )  # fmt: skip
 SAMPLING = {"max_new_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p",
             "top_k": "top_k", "seed": "seed"}  # fmt: skip
+ENGINE = "context", "batch", "memory_fraction"
 
 
 class Command(NamedTuple):
@@ -41,12 +43,14 @@ class Command(NamedTuple):
 
 
 class Generation(NamedTuple):
-    """What generate.py is told; sampling: arguments of SamplingParams."""
+    """What generate.py is told. sampling: arguments of SamplingParams; engine: of LLM, for its
+    engine's sizes."""
 
     prompts: list[str]
     chat: bool
     dtype: str | None
     sampling: dict[str, Any]
+    engine: dict[str, Any]
 
 
 def command(options: Options) -> Command:
@@ -66,7 +70,12 @@ def generation(options: Options) -> Generation:
     sampling = {name: value for name, value in given.items() if value is not None}
     sampling.setdefault("max_tokens", MAX_TOKENS)
     prompts = list(options.prompt) or [PROMPT]
-    return Generation(prompts, options.chat, options.dtype, sampling)
+    return Generation(prompts, options.chat, options.dtype, sampling, engine_of(options))
+
+
+def engine_of(options: Options) -> dict[str, Any]:
+    given = {name: getattr(options, name) for name in ENGINE}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def refuse_text_options(options: Options, target: str) -> None:

@@ -47,6 +47,9 @@ class Options:
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
+    context: int | None = None
+    batch: int | None = None
+    memory_fraction: float | None = None
     run_dir: str | None = None
     preflight: str = "strict"  # one of checks.MODES
     dry_run: bool = False
