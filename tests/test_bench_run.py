@@ -49,8 +49,13 @@ def test_in_float32_a_peer_writes_the_same_tokens(tmp_path):
     assert found["peer"]["chosen"].keys() == {"2"}
 
 
-@pytest.mark.more
-@pytest.mark.parametrize("rate", ["inf", "50"])
+@pytest.mark.parametrize(
+    "rate",
+    [
+        pytest.param("inf", marks=pytest.mark.more),
+        pytest.param("50", marks=pytest.mark.soak),
+    ],
+)
 def test_throughput_on_two_ranks(tmp_path, rate):
     words = ("--nproc", 2, "--requests", 5, "--batch", 2, "--rate", rate, "--prefix-len", 2)
     found = found_by(tmp_path, "throughput", *words, "--prefix-cache", "both", *SHORT)

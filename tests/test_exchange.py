@@ -261,7 +261,7 @@ FAILS = """
 """
 
 
-@pytest.mark.more
+@pytest.mark.soak  # test_launch_faults.py has a broken disk in `make test-more`
 def test_a_disk_error_of_one_rank_ends_all_with_its_error(tmp_path, checkpoint):
     script = write_script(tmp_path, FAILS)
     os.mkfifo(tmp_path / "alive")

@@ -189,8 +189,12 @@ def test_lines_have_their_rank_on_a_terminal_and_text_has_not(prefixes, generate
 
 
 SPEAKS = """
-    import os, sys
-    print("all")
+    import os, sys, time
+    from pathlib import Path
+    Path("here" + os.environ["RANK"]).touch()
+    while not (Path("here0").exists() and Path("here1").exists()):
+        time.sleep(0.001)
+    print("all", flush=True)
     print("mine is", os.environ["RANK"], file=sys.stderr)
 """
 
