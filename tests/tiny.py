@@ -15,8 +15,8 @@ from tokenizers import decoders, models, pre_tokenizers
 
 import tpx
 from tpx import SamplingParams
-from tpx.engine.blocks import Blocks
-from tpx.engine.cache import Pages, make_caches
+from tpx.engine.blocks import Blocks, Pages
+from tpx.engine.cache import make_caches
 from tpx.engine.engine import Engine
 from tpx.engine.runner import Runner
 from tpx.engine.scheduler import Limits

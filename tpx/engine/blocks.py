@@ -38,7 +38,7 @@ def page_keys(request: Request, count: int) -> list[bytes]:
     return keys[:count]
 
 
-class Need(NamedTuple):
+class Pages(NamedTuple):
     """Pages of each pool."""
 
     full: int
@@ -62,30 +62,30 @@ class Blocks:
         """The first page that a sliding layer sees from the token after `cached` ones."""
         return max(0, cached - self.window + 1) // PAGE
 
-    def alone(self, request: Request, step: int = 1) -> Need:
+    def alone(self, request: Request, step: int = 1) -> Pages:
         """The most that it holds when it comes forward `step` tokens at a time."""
         most = pages_for(request.most_cached)
         seen = window_pages(min(request.most_cached, self.window - 1 + step))
-        return Need(most, min(most, seen))
+        return Pages(most, min(most, seen))
 
     def can_hold(self, request: Request) -> bool:
         """Whether the request fits when it has the cache for itself."""
         need = self.alone(request)
         return need.full <= self.full.size and need.sliding <= self.sliding.size
 
-    def missing(self, request: Request, tokens: int) -> Need:
+    def missing(self, request: Request, tokens: int) -> Pages:
         """Pages to take before its first `tokens` positions have theirs."""
         pages = pages_for(tokens)
-        return Need(max(0, pages - len(request.full)), max(0, pages - len(request.sliding)))
+        return Pages(max(0, pages - len(request.full)), max(0, pages - len(request.sliding)))
 
-    def has(self, need: Need) -> bool:
+    def has(self, need: Pages) -> bool:
         return need.full <= self.full.free and need.sliding <= self.sliding.free
 
-    def promised(self, request: Request) -> Need:
+    def promised(self, request: Request) -> Pages:
         """Pages that a running request is going to take for the tokens that it has, and one."""
-        return Need(max(0, pages_for(request.length) - len(request.full)) + 1, 1)
+        return Pages(max(0, pages_for(request.length) - len(request.full)) + 1, 1)
 
-    def takes(self, request: Request, promised: Need) -> bool:
+    def takes(self, request: Request, promised: Pages) -> bool:
         """Whether a request that waits can come in beside those who are promised pages."""
         pages = pages_for(request.length)
         full = self.full.free - promised.full - pages - 1

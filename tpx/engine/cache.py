@@ -12,18 +12,11 @@ from ..batch import KVCache
 from ..errors import LaunchError, RequestError
 from ..families.spec import ModelSpec
 from ..plan.buffers import PAGE
-from .blocks import Blocks, pages_for, window_pages
+from .blocks import Blocks, Pages, pages_for, window_pages
 from .request import Request
 from .scheduler import Limits
 
 GPU_SHARE, CPU_SHARE = 0.9, 0.25  # of memory, where nothing else is said
-
-
-class Pages(NamedTuple):
-    """Pages of the two pools; see blocks.Blocks."""
-
-    full: int
-    sliding: int
 
 
 class CacheShape(NamedTuple):
@@ -68,7 +61,7 @@ def plan_pages(shape: CacheShape, limits: Limits, context: int, limit: int) -> P
 def check_room(request: Request, name: str, blocks: Blocks, shape: CacheShape) -> None:
     """Raises RequestError where the whole cache cannot hold the request alone."""
     if not blocks.can_hold(request):
-        needed = shape.bytes(Pages(*blocks.alone(request)))
+        needed = shape.bytes(blocks.alone(request))
         held = shape.bytes(Pages(blocks.full.size, blocks.sliding.size))
         raise RequestError(
             f"{name} and its new tokens, `{request.limit}` in all, need `{needed}` bytes of cache "

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..results import FinishReason
-from .blocks import Blocks, Need
+from .blocks import Blocks, Pages
 from .request import Request
 
 
@@ -161,8 +161,8 @@ class Scheduler:
         return ended
 
 
-def total(needs: Iterable[Need]) -> Need:
+def total(needs: Iterable[Pages]) -> Pages:
     full = sliding = 0
     for need in needs:
         full, sliding = full + need.full, sliding + need.sliding
-    return Need(full, sliding)
+    return Pages(full, sliding)

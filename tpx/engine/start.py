@@ -12,8 +12,8 @@ from ..families.steps import DispatchName
 from ..ops.kernel import Kernels
 from ..plan.buffers import STEP_TOKENS
 from .batch import make_batch
-from .blocks import Blocks, pages_for
-from .cache import CacheShape, Pages, cache_limit, make_caches, plan_pages
+from .blocks import Blocks, Pages, pages_for
+from .cache import CacheShape, cache_limit, make_caches, plan_pages
 from .engine import Engine
 from .request import Request
 from .runner import Runner, captures
