@@ -15,7 +15,8 @@ import tpx
 from tpx import SamplingParams
 from tpx.engine.batch import make_batch, wanted
 from tpx.engine.request import Request
-from tpx.engine.scheduler import Chunk
+from tpx.engine.scheduler import Chunk, Limits
+from tpx.engine.start import Wanted, largest_step, limits_of
 
 PARAMS = SamplingParams(temperature=1.0, seed=4, max_tokens=6, ignore_eos=True)
 
@@ -99,3 +100,24 @@ def test_a_batch_of_nothing_is_a_batch():
     batch = make_batch([], longest=5, decode=True, device=torch.device("cpu"))
     shapes = [t.shape for t in (batch.ids_T, batch.starts_B, batch.tables_BN[0], batch.logits_at)]
     assert shapes == [(0,), (1,), (0, 0), (0,)]
+
+
+@pytest.mark.parametrize(("context", "lengths"), [(96, [96, 4]), (30, [30, 30, 30, 10])])
+def test_the_step_that_is_measured_is_full_and_draws_for_every_request(folder, context, lengths):
+    with tpx.LLM(folder, "tp1", dtype="float32", device="cpu") as llm:
+        limits = Limits(tokens=100, requests=9)
+        batch, caches = largest_step(llm._cache, limits, context, llm.device)
+        assert batch.lengths_B.tolist() == lengths
+        with torch.inference_mode():
+            logits = llm.session.engine.runner.model(batch, caches)
+        assert logits.shape == (9, 263)
+        assert logits.isfinite().all()
+        # No page is two sequences'.
+        assert len({*batch.slots_T[0].tolist()}) == len({*batch.slots_T[1].tolist()}) == 100
+
+
+def test_a_gpus_steps_are_longer_than_a_cpus():
+    wanted = Wanted(context=9216, requests=64)
+    assert limits_of(wanted, torch.device("cpu")) == (512, 64)
+    assert limits_of(wanted, torch.device("cuda")) == (8192, 64)
+    assert limits_of(Wanted(context=4, requests=2), torch.device("cuda")) == (8, 2)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..batch import Batch, KVCache
 from ..comm import Groups
 from ..families.steps import DispatchName
 from ..ops.kernel import Kernels
@@ -73,23 +74,28 @@ def measure_step(
     leaves most of the memory free."""
     if device.type != "cuda":
         return 0
-    requests: list[Request] = []
-    left = limits.tokens
-    while left:
-        requests.append(Request((0,) * min(left, context), context))
-        left -= min(left, context)
-    pages = Pages(*2 * [sum(pages_for(len(r.prompt)) for r in requests)])
-    blocks = Blocks(*pages, shape.spec.sliding_window, shares=False)
-    for request in requests:
-        blocks.grow(request, len(request.prompt))
-    caches = make_caches(pages, shape, device)
-    chunks = [Chunk(request, 0, len(request.prompt)) for request in requests]
-    batch = make_batch(chunks, limits.tokens, False, device)
-    rows = torch.arange(limits.requests, device=device)
+    batch, caches = largest_step(shape, limits, context, device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    model(batch._replace(logits_at=rows), caches)
+    model(batch, caches)
     peak = torch.cuda.max_memory_allocated(device) - before
-    del caches
+    del batch, caches
     torch.cuda.empty_cache()
     return peak
+
+
+def largest_step(
+    shape: CacheShape, limits: Limits, context: int, device: torch.device
+) -> tuple[Batch, list[KVCache]]:
+    """Prompts of `context` tokens that fill a step, logits for as many rows as requests can draw,
+    and a cache for them alone."""
+    whole, rest = divmod(limits.tokens, context)
+    lengths = [context] * whole + [rest] * (rest > 0)
+    pages = sum(map(pages_for, lengths))
+    blocks = Blocks(pages, pages, shape.spec.sliding_window, shares=False)
+    chunks = [Chunk(Request((0,) * length, context), 0, length) for length in lengths]
+    for chunk in chunks:
+        blocks.grow(chunk.request, chunk.stop)
+    batch = make_batch(chunks, limits.tokens, False, device)
+    rows = torch.arange(limits.requests, device=device)
+    return batch._replace(logits_at=rows), make_caches(Pages(pages, pages), shape, device)
