@@ -64,11 +64,14 @@ def test_collectives_that_are_wrong_are_found(tmp_path):
 def test_speeds_are_what_a_rank_sends(capsys):
     points = [("all_reduce", 2**20, 0.001), ("all_to_all", 2**20, 0.001)]
     doctor_ranks.draw({"points": points}, Hardware("cpu", 4, (1, 1)), print)
-    first, titles, row, stated = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    first, titles, row, stated, *rest = lines
     assert first == "self-test of 4 ranks on cpu over gloo, GB/s that each sends"
     assert titles.split() == ["put", "in", "all-reduce", "all-to-all"]
     assert row.split() == ["1.05", "MB", "1.57", "0.79"]  # 2 * 3/4 and 3/4 of 1.05
     assert stated.split()[:2] == ["stated", f"{CPU.intra.value / 1e9:.2f}"]
+    assert " ".join([stated[26:], *(line.strip() for line in rest)]) == CPU.intra.source
+    assert max(map(len, lines)) <= 80
 
 
 def test_wrong_numbers_are_a_fault(capsys, monkeypatch):

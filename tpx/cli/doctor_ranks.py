@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from ..launch.hardware import Hardware, product_here
@@ -14,6 +15,7 @@ from ..launch.options import Options
 from .plan_words import size
 
 NAMES = {"all_reduce": "all-reduce", "all_to_all": "all-to-all"}
+WIDTH = 80
 SENT = {"all_reduce": 2.0, "all_to_all": 1.0}  # times (n-1)/n of what a rank puts in
 
 
@@ -57,4 +59,7 @@ def draw(found: dict[str, Any], hardware: Hardware, say: Callable[[str], object]
         rows.setdefault(nbytes, {})[op] = sent / seconds / 1e9
     for nbytes, speeds in rows.items():
         say(f"{size(nbytes):>12}" + "".join(f"{speeds[op]:>12.2f}" for op in NAMES))
-    say(f"{'stated':>12}{product.intra.value / 1e9:>12.2f}  {product.intra.source}")
+    stated, *more = wrap(product.intra.source, WIDTH - 26)
+    say(f"{'stated':>12}{product.intra.value / 1e9:>12.2f}  {stated}")
+    for line in more:
+        say(f"{'':26}{line}")
