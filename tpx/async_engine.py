@@ -65,7 +65,10 @@ class AsyncEngine:
         self._check_open()
         asked = self.llm.check(request, self._count)
         stream = _Stream(asyncio.get_running_loop())
-        self._say(lambda: self._came.append((asked, stream)))
+        with self._change:
+            self._check_open()  # once more: the thread may have ended meanwhile
+            self._came.append((asked, stream))
+            self._change.notify()
         unfinished = asked.params.n
         try:
             while unfinished:

@@ -151,14 +151,13 @@ class Scheduler:
             self.ended += 1
         self.drop()
 
-    def drop(self) -> list[Request]:
+    def drop(self) -> None:
         """Removes the requests that have ended, and frees their pages."""
         ended = [request for request in self.running if request.finish_reason is not None]
         for request in ended:
             self.blocks.release(request)
             self.running.remove(request)
         self.ended += len(ended)
-        return ended
 
 
 def total(needs: Iterable[Pages]) -> Pages:
