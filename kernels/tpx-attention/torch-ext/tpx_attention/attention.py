@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from . import configs, reference
-from ._ops import NAMESPACE
 from .device import available, dependent, launch_options, plain
+from .register import fake, operation
 
 CACHE = "Tensor(a!) k_cache, Tensor(b!) v_cache"
 LOOKUP = "Tensor tables_BN, Tensor lengths_B, Tensor sinks_H, int? window"
@@ -32,10 +32,8 @@ def _config(device: torch.device, phase: str, window: int | None, rows: int) -> 
     return configs.attention(torch.cuda.get_device_name(device), f"{phase}_{kind}", rows)
 
 
-@torch.library.custom_op(
-    f"{NAMESPACE}::rope_write",
-    mutates_args=("k_cache", "v_cache"),
-    schema=f"(Tensor qkv_TX, Tensor cos, Tensor sin, Tensor slots_T, {CACHE}) -> Tensor",
+@operation(
+    "rope_write", f"(Tensor qkv_TX, Tensor cos, Tensor sin, Tensor slots_T, {CACHE}) -> Tensor"
 )
 def rope_write(
     qkv_TX: Tensor, cos: Tensor, sin: Tensor, slots_T: Tensor, k_cache: Tensor, v_cache: Tensor
@@ -46,7 +44,7 @@ def rope_write(
     return launch_rope_write(qkv_TX, cos, sin, slots_T, k_cache, v_cache)
 
 
-@rope_write.register_fake
+@fake("rope_write")
 def _(qkv_TX, cos, sin, slots_T, k_cache, v_cache):
     kv, width = k_cache.shape[2:]
     return qkv_TX.new_empty((qkv_TX.shape[0], qkv_TX.shape[1] // width - 2 * kv, width))
@@ -68,10 +66,9 @@ def launch_rope_write(qkv_TX, cos, sin, slots_T, k_cache, v_cache) -> Tensor:
     return out_THD
 
 
-@torch.library.custom_op(
-    f"{NAMESPACE}::decode_attention",
-    mutates_args=(),
-    schema=f"(Tensor q_BHD, Tensor k_cache, Tensor v_cache, {LOOKUP}, bool early=False) -> Tensor",
+@operation(
+    "decode_attention",
+    f"(Tensor q_BHD, Tensor k_cache, Tensor v_cache, {LOOKUP}, bool early=False) -> Tensor",
 )
 def decode_attention(
     q_BHD: Tensor,
@@ -98,15 +95,14 @@ def decode_attention(
     return launch_decode(q_BHD, None, k_cache, v_cache, lookup, early, config)
 
 
-@decode_attention.register_fake
+@fake("decode_attention")
 def _(q_BHD, k_cache, v_cache, tables_BN, lengths_B, sinks_H, window, early=False):
     return torch.empty_like(q_BHD)
 
 
-@torch.library.custom_op(
-    f"{NAMESPACE}::rope_write_attention",
-    mutates_args=("k_cache", "v_cache"),
-    schema=f"(Tensor qkv_BX, Tensor cos, Tensor sin, Tensor slots_B, {CACHE}, {LOOKUP}, "
+@operation(
+    "rope_write_attention",
+    f"(Tensor qkv_BX, Tensor cos, Tensor sin, Tensor slots_B, {CACHE}, {LOOKUP}, "
     "bool early=False) -> Tensor",
 )
 def rope_write_attention(
@@ -139,7 +135,7 @@ def rope_write_attention(
     return launch_decode(qkv_BX, new, k_cache, v_cache, lookup, early, config)
 
 
-@rope_write_attention.register_fake
+@fake("rope_write_attention")
 def _(qkv_BX, cos, sin, slots_B, k_cache, v_cache, *_):
     kv, width = k_cache.shape[2:]
     return qkv_BX.new_empty((qkv_BX.shape[0], qkv_BX.shape[1] // width - 2 * kv, width))
@@ -195,10 +191,9 @@ def launch_decode(
     return out
 
 
-@torch.library.custom_op(
-    f"{NAMESPACE}::prefill_attention",
-    mutates_args=(),
-    schema="(Tensor q_THD, Tensor k_cache, Tensor v_cache, Tensor starts_B, Tensor lengths_B, "
+@operation(
+    "prefill_attention",
+    "(Tensor q_THD, Tensor k_cache, Tensor v_cache, Tensor starts_B, Tensor lengths_B, "
     "Tensor tables_BN, Tensor sinks_H, int? window) -> Tensor",
 )
 def prefill_attention(
@@ -222,7 +217,7 @@ def prefill_attention(
     return launch_prefill(q_THD, k_cache, v_cache, batch, sinks_H, window, config)
 
 
-@prefill_attention.register_fake
+@fake("prefill_attention")
 def _(q_THD, k_cache, v_cache, starts_B, lengths_B, tables_BN, sinks_H, window):
     return torch.empty_like(q_THD)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import configs, reference
-from ._ops import NAMESPACE
 from .device import available, capability, dependent, launch_options, plain
+from .register import fake, operation
 
 SCHEMA = (
     "(Tensor x_TK, Tensor weight_NK, Tensor? bias_N=None, Tensor? residual_TN=None, "
@@ -19,7 +19,7 @@ SCHEMA = (
 )
 
 
-@torch.library.custom_op(f"{NAMESPACE}::linear_decode", mutates_args=(), schema=SCHEMA)
+@operation("linear_decode", SCHEMA)
 def linear_decode(
     x_TK: Tensor,
     weight_NK: Tensor,
@@ -44,7 +44,7 @@ def linear_decode(
     return launch(x_TK, weight_NK, *terms, config=config)
 
 
-@linear_decode.register_fake
+@fake("linear_decode")
 def _(x_TK, weight_NK, bias_N=None, residual_TN=None, norm_K=None, eps=1e-5, out_dtype=None):
     return x_TK.new_empty((x_TK.shape[0], weight_NK.shape[0]), dtype=out_dtype or x_TK.dtype)
 

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._ops import NAMESPACE
 from .device import available, dependent, launch_options
+from .register import fake, operation
 
 
-@torch.library.custom_op(
-    f"{NAMESPACE}::sample",
-    mutates_args=(),
-    schema="(Tensor logits_BV, Tensor temperature_B, Tensor top_k_B, Tensor top_p_B, Tensor u_B, "
+@operation(
+    "sample",
+    "(Tensor logits_BV, Tensor temperature_B, Tensor top_k_B, Tensor top_p_B, Tensor u_B, "
     "bool any_top_k=True, bool any_top_p=True) -> Tensor",
 )
 def sample(
@@ -37,7 +36,7 @@ def sample(
     return launch_sample(*given, any_top_k, any_top_p, 1024 if len(logits_BV) < 8 else 2048)
 
 
-@sample.register_fake
+@fake("sample")
 def _(logits_BV, temperature_B, top_k_B, top_p_B, u_B, any_top_k=True, any_top_p=True):
     return logits_BV.new_empty((logits_BV.shape[0],), dtype=torch.int64)
 

@@ -4,11 +4,10 @@ shape and without a wait for the device, so that a CUDA graph can hold them."""
 from __future__ import annotations
 
 import torch
-from torch.library import custom_op
 
 from . import configs, device, reference
-from ._ops import NAMESPACE
 from .packing import Packed
+from .register import fake, operation
 
 if device.has_triton():
     from . import launch
@@ -22,7 +21,7 @@ WEIGHTS = (
 
 
 def _define(name: str, takes: str, gives: str):
-    return custom_op(f"{NAMESPACE}::{name}", mutates_args=(), schema=f"({takes}) -> {gives}")
+    return operation(name, f"({takes}) -> {gives}")
 
 
 @_define("route", f"Tensor x, {ROUTER}", "(Tensor, Tensor, Tensor)")
@@ -36,7 +35,7 @@ def route(x, norm, w, b, top_k, eps):
     return x.new_empty(0) if norm is None else h, ids, weights
 
 
-@route.register_fake
+@fake("route")
 def _(x, norm, w, b, top_k, eps):
     ids = x.new_empty(x.shape[0], top_k, dtype=torch.int32)
     h = x.new_empty(0) if norm is None else x.new_empty(x.shape)
@@ -52,7 +51,7 @@ def experts(x, ids, *weights):
     return launch.experts(x, chosen, _launched(x, *weights), way, _mode(x, weights[-1]))
 
 
-@experts.register_fake
+@fake("experts")
 def _(x, ids, *weights):
     tokens, top_k = ids.shape
     if not _runs(x):
@@ -72,7 +71,7 @@ def experts_sorted(x, counts, *weights):
     return launch.experts_sorted(x, counts, held, way, _mode(x, weights[-1]))
 
 
-@experts_sorted.register_fake
+@fake("experts_sorted")
 def _(x, counts, *weights):
     return x.new_empty(x.shape)
 
@@ -93,7 +92,7 @@ def reduce(y, ids, weights, slots, residual, norm, eps):
     return out, out.new_empty(0) if norm is None else h
 
 
-@reduce.register_fake
+@fake("reduce")
 def _(y, ids, weights, slots, residual, norm, eps):
     out = weights.new_empty(weights.shape[0], y.shape[-1])
     return out, out.new_empty(0) if norm is None else torch.empty_like(out)
@@ -106,7 +105,7 @@ def residual_norm(x, residual, norm, eps):
     return reference.residual_norm(x, residual, norm, eps)
 
 
-@residual_norm.register_fake
+@fake("residual_norm")
 def _(x, residual, norm, eps):
     like = x if residual is None else residual
     return like.new_empty(like.shape), like.new_empty(like.shape)
