@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from .errors import RequestError
 from .params import Request, SamplingParams, is_whole
@@ -73,7 +73,8 @@ def check_prompt(prompt: Prompt, name: str, model: Model) -> tuple[int, ...]:
     ids = to_ids(prompt, name, model)
     if not ids:
         raise RequestError(f"{name} is empty", "give it at least one token")
-    for place, token in enumerate(ids):
+    inside = 0 <= min(ids) and max(ids) < model.vocab_size
+    for place, token in () if inside else enumerate(ids):
         if not 0 <= token < model.vocab_size:
             raise RequestError(
                 f"{name} has token id `{token}` at place `{place}`, outside the "
@@ -97,6 +98,8 @@ def to_ids(prompt: Prompt, name: str, model: Model) -> tuple[int, ...]:
         kind = type(prompt).__name__
         hint = "write `tensor.tolist()`" if hasattr(prompt, "tolist") else IDS_HINT
         raise RequestError(f"{name} is a `{kind}`, not text or token ids", hint)
+    if set(map(type, prompt)) <= {int}:  # long prompts are checked in no time
+        return tuple(cast(Sequence[int], prompt))
     for place, token in enumerate(prompt):
         if not is_whole(token):
             raise RequestError(

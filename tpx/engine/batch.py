@@ -17,6 +17,8 @@ from .blocks import GONE, pages_for
 from .scheduler import Chunk
 
 Numbers = npt.NDArray[np.int64]
+KNOBS = ("temperature", "top_k", "top_p")
+ALIGNMENT = 16  # bytes; kernels read whole vectors
 
 
 class Draws(NamedTuple):
@@ -36,27 +38,45 @@ def make_batch(chunks: Sequence[Chunk], longest: int, decode: bool, device: torc
     longest, decode: as all ranks agreed, see Batch. logits_at: the last row of a chunk that draws,
     every row of a request that keeps all logits.
     """
-
-    def integers(values: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        return torch.as_tensor(values, dtype=dtype).to(device)
-
     positions = [np.arange(chunk.start, chunk.stop) for chunk in chunks]
     full = [chunk.request.full for chunk in chunks]
     sliding = [chunk.request.sliding for chunk in chunks]
+    ids = [np.array(c.request.tokens(c.start, c.stop), dtype=np.int64) for c in chunks]
+    rows = np.array(wanted(chunks), dtype=np.int64)
+    long = joined(ids), joined(positions), slots(positions, full), slots(positions, sliding), rows
+    starts = [0, *accumulate(chunk.size for chunk in chunks)]
+    lengths = [chunk.stop for chunk in chunks]
+    short = starts, lengths, table(chunks, full), table(chunks, sliding)
+    tensors = moved([*long, *(np.array(x, dtype=np.int32) for x in short)], device)
+    ids_T, positions_T, slots_T, sliding_T, at, starts_B, lengths_B, full_BN, sliding_BN = tensors
     return Batch(
-        ids_T=integers([t for c in chunks for t in c.request.tokens(c.start, c.stop)]),
-        positions_T=integers(joined(positions)),
-        starts_B=integers([0, *accumulate(chunk.size for chunk in chunks)], torch.int32),
-        lengths_B=integers([chunk.stop for chunk in chunks], torch.int32),
-        slots_T=(integers(slots(positions, full)), integers(slots(positions, sliding))),
-        tables_BN=(
-            integers(table(chunks, full), torch.int32),
-            integers(table(chunks, sliding), torch.int32),
-        ),
-        logits_at=integers(wanted(chunks)),
+        ids_T=ids_T,
+        positions_T=positions_T,
+        starts_B=starts_B,
+        lengths_B=lengths_B,
+        slots_T=(slots_T, sliding_T),
+        tables_BN=(full_BN, sliding_BN),
+        logits_at=at,
         longest=longest,
         decode=decode,
     )
+
+
+def moved(parts: Sequence[npt.NDArray[Any]], device: torch.device) -> list[torch.Tensor]:
+    """As tensors on the device: in one copy, for which the host does not wait."""
+    if device.type == "cpu":
+        return [torch.from_numpy(part) for part in parts]
+    ends = [*accumulate(-(-part.nbytes // ALIGNMENT) * ALIGNMENT for part in parts)]
+    host = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=True)
+    places = [slice(end, end + part.nbytes) for end, part in zip([0, *ends], parts, strict=False)]
+    for place, part in zip(places, parts, strict=True):
+        host.numpy()[place] = part.reshape(-1).view(np.uint8)
+    data = host.to(device, non_blocking=True)
+    kinds = [torch.from_numpy(part[:0]).dtype for part in parts]
+    return [
+        data[place].view(kind).view(part.shape)
+        for place, kind, part in zip(places, kinds, parts, strict=True)
+    ]
 
 
 def joined(parts: list[Numbers]) -> Numbers:
@@ -95,19 +115,12 @@ def wanted(chunks: Sequence[Chunk]) -> list[int]:
     return rows
 
 
-def make_draws(drawing: list[Chunk], device: torch.device) -> Draws:
+def make_draws(drawing: Sequence[Chunk], device: torch.device) -> Draws:
     """The position of a draw is that of the token it yields."""
     requests = [chunk.request for chunk in drawing]
     draws = [0.0 if r.temperature == 0 else uniform(r.seed, r.length) for r in requests]
-
-    def reals(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=device)
-
-    return Draws(
-        reals([request.temperature for request in requests]),
-        torch.tensor([request.top_k for request in requests], dtype=torch.int64, device=device),
-        reals([request.top_p for request in requests]),
-        reals(draws),
-        any(request.top_k > 0 for request in requests),
-        any(request.top_p < 1 for request in requests),
-    )
+    temperature, top_k, top_p = ([getattr(r, name) for r in requests] for name in KNOBS)
+    reals = (np.array(values, dtype=np.float64) for values in (temperature, top_p, draws))
+    temperature_B, top_p_B, u_B, top_k_B = moved([*reals, np.array(top_k, np.int64)], device)
+    any_top_k, any_top_p = any(k > 0 for k in top_k), any(p < 1 for p in top_p)
+    return Draws(temperature_B, top_k_B, top_p_B, u_B, any_top_k, any_top_p)

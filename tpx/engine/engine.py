@@ -15,7 +15,7 @@ import torch
 from ..comm import Groups
 from ..ops.sample import sample
 from ..results import FinishReason, Likely
-from .batch import make_batch, make_draws
+from .batch import Draws, make_batch, make_draws
 from .blocks import Blocks
 from .likely import likeliest
 from .request import Request
@@ -119,8 +119,10 @@ class Engine:
 
     def launch_any(self, chunks: list[Chunk], agreed: Agreed) -> Launched:
         batch = make_batch(chunks, agreed.longest, agreed.decode, self.runner.device)
-        drawing, logits_BV, asked = select(chunks, self.runner.forward(batch))
-        tokens = self.draw(drawing, logits_BV)
+        drawing = [c for c in chunks if c.draws and not c.request.all_logits]
+        draws = make_draws(drawing, self.runner.device)  # before what the device is busy with
+        logits_BV, asked = select(chunks, self.runner.forward(batch))
+        tokens = self.draw(draws, logits_BV)
         likely = likeliest(drawing, logits_BV, tokens)
         return Launched(drawing, lambda: tokens, likely, asked, False)
 
@@ -150,16 +152,15 @@ class Engine:
         fixed = None if 0 in parts[0] else Shape(*map(max, parts))
         return Agreed(max(tokens), max(most) <= 1, fixed, sum(unfinished))
 
-    def draw(self, drawing: list[Chunk], logits_BV: torch.Tensor) -> list[int]:
-        """The next token of each chunk. One rank of a tp group draws, the others are told."""
-        if not drawing:
+    def draw(self, draws: Draws, logits_BV: torch.Tensor) -> list[int]:
+        """The next token of each row. One rank of a tp group draws, the others are told."""
+        rows, tp = len(logits_BV), self.groups["tp"]
+        if not rows:
             return []
-        tp = self.groups["tp"]
-        ids_B = torch.zeros(len(drawing), dtype=torch.int64, device=self.runner.device)
         if tp.rank == 0:
-            ids_B = sample(
-                logits_BV, *make_draws(drawing, self.runner.device), kernel=self.runner.kernel
-            )
+            ids_B = sample(logits_BV, *draws, kernel=self.runner.kernel)
+        else:
+            ids_B = torch.zeros(rows, dtype=torch.int64, device=self.runner.device)
         ids: list[int] = tp.broadcast(ids_B, 0, "engine.sample").tolist()
         return ids
 
@@ -169,17 +170,15 @@ class Engine:
         self.scheduler.end(request, reason)
 
 
-def select(
-    chunks: list[Chunk], logits_MV: torch.Tensor
-) -> tuple[list[Chunk], torch.Tensor, list[Asked]]:
-    """The chunks that draw, the rows that they draw from, and the logits that were asked for."""
+def select(chunks: list[Chunk], logits_MV: torch.Tensor) -> tuple[torch.Tensor, list[Asked]]:
+    """The rows that the chunks that draw draw from, and the logits that were asked for."""
+    if not any(chunk.request.all_logits for chunk in chunks):
+        return logits_MV, []
     rows = [chunk.size if chunk.request.all_logits else int(chunk.draws) for chunk in chunks]
-    parts = torch.split(logits_MV, rows) if rows else ()
-    drawing, drawn, asked = [], [logits_MV[:0]], []
-    for chunk, part in zip(chunks, parts, strict=True):
+    drawn, asked = [logits_MV[:0]], []
+    for chunk, part in zip(chunks, torch.split(logits_MV, rows), strict=True):
         if chunk.request.all_logits:
             asked.append(Asked(chunk.request, chunk.start, part))
-        elif chunk.draws:
-            drawing.append(chunk)
+        else:
             drawn.append(part)
-    return drawing, torch.cat(drawn), asked
+    return torch.cat(drawn), asked

@@ -12,10 +12,10 @@ from torch import Tensor
 from ..batch import Batch
 from ..ops.sample import uniform
 from ..plan.buffers import PAGE
+from .batch import ALIGNMENT
 from .request import Request
 from .scheduler import Chunk
 
-ALIGNMENT = 16  # bytes; kernels read whole vectors
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # of a buffer's parts
 
 
