@@ -32,7 +32,7 @@ GPU = torch.device("cuda")
 MIB = 1 << 20
 TRIED = [
     Limits(threads, most * MIB, buffers)
-    for threads, most, buffers in ((8, 8, 12), (12, 4, 16), (12, 16, 16), (16, 8, 20))
+    for threads, most, buffers in ((8, 4, 16), (12, 8, 16), (12, 4, 16), (16, 4, 32))
 ]
 
 

@@ -31,7 +31,7 @@ class Limits(NamedTuple):
 
 
 ON_CPU = Limits(threads=8, most=4 << 20, buffers=4)
-ON_GPU = Limits(threads=12, most=8 << 20, buffers=16)
+ON_GPU = Limits(threads=12, most=4 << 20, buffers=24)
 
 
 def load_spans(
