@@ -34,7 +34,7 @@ from .hub import AUTO
 from .launch.fetch_bar import fetch_bar
 from .mesh import Mesh
 from .models.load import load_model
-from .models.proof import prove, shapes
+from .models.proof import compile_trials, prove, shapes
 from .params import Request, SamplingParams
 from .plan.buffers import STEP_TOKENS
 from .plan.fetch import fetched
@@ -105,19 +105,20 @@ class LLM:
         rank_plan = self.prepared.rank_plan(self.worker.place.rank)
         self._cache = CacheShape(self.spec, rank_plan.cuts["KV"].size, self.dtype)
         self.context = wanted.context
-        self.kernels = prove(self.kernels, self.device, shapes(rank_plan, self.dtype))
+        asked = shapes(rank_plan, self.dtype)
+        compile_trials(self.kernels, self.device, asked, self.groups["node"])
+        self.kernels = prove(self.kernels, self.device, asked)
         writer, kept = self.worker.progress(), stored_nbytes(rank_plan)
         here, told = ranks_here(self.worker.place), self.worker.place.world > 1
         with (
             fetch_bar(line=told) as bar,
             fetched(self.prepared, here, download or AUTO, bar.report) as self.prepared,
         ):
+            placed = self.groups, self.dtype, self.device
             self.model, load = load_model(
                 self.prepared,
                 rank_plan,
-                self.groups,
-                self.dtype,
-                self.device,
+                *placed,
                 lambda done, total: writer.update("load", done, total, kept),
                 kernels=self.kernels.modules,
             )
@@ -127,8 +128,7 @@ class LLM:
         self.report = share_report(
             self.groups["world"], self.prepared, str(self.device), load, self.kernels.chosen.choices
         )
-        kernels, decode = self.kernels.modules, rank_plan.dispatch.decode
-        where = self.groups, self.device, kernels, decode
+        where = self.groups, self.device, self.kernels.modules, rank_plan.dispatch.decode
         engine = start_engine(self.model, self._cache, wanted, *where)
         self.session = Session(engine, self.groups)
         self._borrower: object = None

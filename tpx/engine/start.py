@@ -1,4 +1,5 @@
-"""Makes an engine: measures the memory that is left for its cache, on all ranks, and takes it."""
+"""Makes an engine: compiles what its steps launch, measures the memory that is left for its cache,
+on all ranks, and takes it."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from .engine import Engine
 from .request import Request
 from .runner import Runner, captures
 from .scheduler import Chunk, Limits
+from .typical import Typical, compile_steps
 
 REQUESTS = 256  # that a dp group computes at once, where nothing else is said
 GPU_STEP_TOKENS = 8192  # a GPU is busy with a prompt of this length, a CPU with less
@@ -54,12 +56,14 @@ def start_engine(
     """dispatch: of decode steps. All ranks call it together. Raises LaunchError where a rank has no
     memory for a cache, on all alike."""
     limits = limits_of(wanted, device)
+    static = wanted.graphs and captures(device, shape.spec, kernels, dispatch)
+    typical = Typical(limits, wanted.context, static)
+    compile_steps(model, shape, typical, groups, device, kernels, dispatch)
     step = measure_step(model, shape, limits, wanted.context, device)
     mine = cache_limit(device, groups["node"].size, wanted.share, step)
     world = groups.host("world")
     least = int(world.all_gather(torch.tensor([mine]), "engine.memory").min())
     pages = plan_pages(shape, limits, wanted.context, least)
-    static = wanted.graphs and captures(device, shape.spec, kernels, dispatch)
     caches = make_caches(pages, shape, device)
     runner = Runner(model, caches, groups, device, static, kernels)
     blocks = Blocks(*pages, shape.spec.sliding_window, wanted.shares_pages)

@@ -2,29 +2,41 @@
 
 What a package's `self_test` measures is compared with its own BOUND. Kernels without one, of other
 publishers, are taken at their word. How experts are unpacked is tried, too, while there is memory.
-What was found is kept on disk, see verdicts.py.
+What was found is kept on disk, see verdicts.py. What the trials launch is compiled before, see
+ahead.py.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from dataclasses import replace
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from ..comm import Group
 from ..kernels.choice import Choice
+from ..kernels.compiling import Failure, Noted
 from ..kernels.loaded import Loaded
 from ..moe.packed import KNOWN, unpacks_safely
 from ..plan.buffers import PAGE
 from ..plan.types import RankPlan
-from .verdicts import verdict
+from .ahead import compile_launched
+from .verdicts import is_known, verdict
 
 LOG = logging.getLogger("tpx")
 TESTED = ("attention", "linear", "sample")  # and the words that begin the names of their tests:
 WORDS = {"linear": ("linear",), "sample": ("sample",)}  # all else is attention's
+
+
+class Trial(NamedTuple):
+    """A package's self_test. asked: its arguments after the device."""
+
+    module: ModuleType
+    asked: tuple[Any, ...]
 
 
 class Shapes(NamedTuple):
@@ -53,6 +65,43 @@ def shapes(rank_plan: RankPlan, dtype: torch.dtype) -> Shapes:
     return Shapes(linears, *sizes, dtype)
 
 
+def compile_trials(
+    loaded: Loaded, device: torch.device, shapes: Shapes, node: Group
+) -> list[Failure]:
+    """Compiles what `prove` will launch, unless what it would find is known. The ranks of a node
+    call it together."""
+    lacking = [
+        trial
+        for trial in trials(loaded, shapes)
+        if not is_known(trial.module, device, trial.asked) and can_only_launch(trial.module)
+    ]
+
+    def launch(_: Noted) -> None:
+        for module, asked in lacking:
+            module.self_test(device, *asked, judge=False)
+
+    return compile_launched(launch if lacking else None, device, node)
+
+
+def trials(loaded: Loaded, shapes: Shapes) -> list[Trial]:
+    modules = loaded.modules
+    tested = {modules[o]: asked_of(shapes) for o in TESTED if hasattr(modules.get(o), "self_test")}
+    found = [Trial(*one) for one in tested.items()]
+    if "experts" in modules:
+        found.append(Trial(modules["experts"], (shapes.hidden, shapes.units, shapes.dtype)))
+    return found
+
+
+def can_only_launch(module: ModuleType) -> bool:
+    """Kernels of other publishers may have a self_test that always looks at what came out."""
+    return "judge" in inspect.signature(module.self_test).parameters
+
+
+def asked_of(shapes: Shapes) -> tuple[Any, ...]:
+    linears, *sizes, _, _, dtype = shapes
+    return (linears, *sizes, dtype)
+
+
 def prove(loaded: Loaded, device: torch.device, shapes: Shapes) -> Loaded:
     """Without the kernels whose error is above their bound, each of which is logged."""
     chosen, modules, found = [], dict(loaded.modules), dict[ModuleType, dict[str, float]]()
@@ -73,8 +122,7 @@ def prove(loaded: Loaded, device: torch.device, shapes: Shapes) -> Loaded:
 
 def errors(module: ModuleType, device: torch.device, shapes: Shapes) -> dict[str, float]:
     """The largest error of each operation; infinity where one is not a number."""
-    linears, *sizes, _, _, dtype = shapes
-    asked = (linears, *sizes, dtype)
+    asked = asked_of(shapes)
     told = verdict(module, device, asked, lambda: module.self_test(device, *asked))
     worst = dict[str, float]()
     for name, error in told.items():

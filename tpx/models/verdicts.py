@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,15 +25,28 @@ def verdict(module: ModuleType, device: torch.device, asked: object, run: Callab
     """What `run` gives, as JSON has it, or gave before: for this package's files, versions, device
     and `asked`, whatever the trial depends on besides. Of a module without a file nothing is kept.
     """
-    if getattr(module, "__file__", None) is None:
+    path = record(module, device, asked)
+    if path is None:
         return tried(run)
-    path = cache_folder() / f"trial-{module.__name__}-{fingerprint(module, device, asked)}.json"
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         found = tried(run)
         keep(path, json.dumps(found))
         return found
+
+
+def is_known(module: ModuleType, device: torch.device, asked: object) -> bool:
+    """Whether `verdict` would find what it kept, and not run the trial."""
+    path = record(module, device, asked)
+    return path is not None and path.exists()
+
+
+def record(module: ModuleType, device: torch.device, asked: object) -> Path | None:
+    if getattr(module, "__file__", None) is None:
+        return None
+    name = f"trial-{module.__name__}-{fingerprint([folder_of(module)], device, asked)}.json"
+    return cache_folder() / name
 
 
 def tried(run: Callable[[], Any]) -> Any:
@@ -43,15 +56,19 @@ def tried(run: Callable[[], Any]) -> Any:
     return found
 
 
-def fingerprint(module: ModuleType, device: torch.device, asked: object) -> str:
+def folder_of(module: ModuleType) -> Path:
+    return Path(str(module.__file__)).parent
+
+
+def fingerprint(folders: Iterable[Path], device: torch.device, asked: object) -> str:
+    """Of the sources below the folders, versions, device and `asked`."""
     found = hashlib.sha256()
     versions = [torch.__version__, torch.version.cuda, installed("triton")]
     for part in (versions, device_words(device), asked):
         found.update(repr(part).encode())
-    assert module.__file__ is not None
-    folder = Path(module.__file__).parent
-    for path in sorted(path for kind in SOURCES for path in folder.rglob(kind)):
-        found.update(path.read_bytes())
+    for folder in folders:
+        for path in sorted(path for kind in SOURCES for path in folder.rglob(kind)):
+            found.update(path.read_bytes())
     return found.hexdigest()[:20]
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .layout import PARTS, PLACES, TILE, WORDS, packed_shape
+
+if TYPE_CHECKING:  # a process that only compiles imports no torch
+    from torch import Tensor
 
 # Bits of a code, four each, of part 0 first: a launch takes no nested tuple.
 CODE = sum(bit << 4 * (4 * j + i) for j, bits in enumerate(PLACES) for i, bit in enumerate(bits))
