@@ -2,8 +2,8 @@
 
 A launch is compiled anew for each tile that the kernels' tables name for its size, and for numbers
 that are 1, multiples of 16, or neither. So there is a step for each power of two of tokens and one
-between them, of sequences, and for each shape of a decode step. Steps that use top-k or top-p are
-left out: their kernels are compiled when the first such request comes.
+between them, for some counts of sequences, and for each shape of a decode step. Steps that use
+top-k or top-p are left out: their kernels are compiled when the first such request comes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from .scheduler import Chunk, Limits
 
 FEW_ROWS, MOST_CUT_PAGES = 32, 256  # see static_shapes
 LENGTHS = 100, 256  # of sequences that have a cache: 7 pages, and a multiple of 16
+MOST_ODD = 1024  # see token_counts
 
 
 class Typical(NamedTuple):
@@ -94,12 +95,11 @@ def steps(typical: Typical, device: torch.device) -> Iterator[Step]:
         whole, rest = divmod(tokens, context)
         lengths = [context] * min(whole, limits.requests) + [rest] * (rest > 0)
         yield given([chunk(n, n) for n in lengths], False, device)
+    first, each = chunk(min(2, context), min(2, context)), chunk(1, 1)
     for sequences in sequence_counts(limits.requests):
-        for length in sorted({min(length, context) for length in LENGTHS}):
-            first, each = chunk(length, min(2, length)), chunk(length, 1)
-            yield given([first, *[each] * (sequences - 1)], False, device)
-            if not static:
-                yield given([each] * sequences, True, device)
+        yield given([first, *[each] * (sequences - 1)], False, device)
+        for length in () if static else sorted({min(length, context) for length in LENGTHS}):
+            yield given([chunk(length, 1)] * sequences, True, device)
 
 
 def static_steps(typical: Typical, device: torch.device) -> Iterator[Step]:
@@ -122,18 +122,16 @@ def given(chunks: list[Chunk], decode: bool, device: torch.device) -> Step:
 
 
 def token_counts(most: int) -> list[int]:
-    """1, 2, 3, 4, 7, 8, 13, 16, 25, 32, ... up to `most`: between powers of two an odd one, whose
-    pages are no multiple of 16."""
+    """1, 2, 3, 4, 7, 8, 13, 16, 25, 32, ... up to `most`: between powers of two, as long as there
+    are other kernels for each, an odd number, whose pairs are no multiple of 16."""
     powers = [1 << n for n in range(most.bit_length())]
-    between = [power * 3 // 4 + (power > 4) for power in powers if power > 2]
+    between = [power * 3 // 4 + (power > 4) for power in powers if 2 < power <= MOST_ODD]
     return sorted({*powers, *between, most})
 
 
 def sequence_counts(most: int) -> list[int]:
-    """2, 4, 8, 16, 17, 32, 33, ... up to `most`."""
-    powers = [1 << n for n in range(1, most.bit_length())]
-    odd = [power + 1 for power in powers if 16 <= power < most]
-    return sorted({*powers, *odd, most} - {1})
+    """2, 4, 8, 16, 17 and `most`: the kernels of the head and of sampling differ by them."""
+    return sorted({*(n for n in (2, 4, 8, 16, 17) if n < most), most} - {1})
 
 
 def static_shapes(requests: int, context: int) -> list[tuple[int, int]]:

@@ -62,8 +62,10 @@ def kernels(dependent: bool):
     for name, window, block, warps in (("window", 128, 64, 4), ("full", 0, 128, 8)):
         sizes = {"WINDOW": window, "BLOCK_M": block, "BLOCK_Q": block // 8, "BLOCK_N": warps * 8}
         yield f"prefill {name}", prefill_kernels.prefill, {**prefill, **sizes}, warps, 2
-    write = {"KV": 8, "GROUP": 8, "HEADS": 8, "D": 64, **end}
-    yield "rope_write", prefill_kernels.rope_write, write, 1, 1
+    write = {"KV": 8, "GROUP": 8, "D": 64, "TOKENS": 2, **end}
+    for each, warps in ((1, 1), (8, 4)):
+        sizes = {"EACH": each, "HEADS": 8 * each}
+        yield f"rope_write {each}", prefill_kernels.rope_write, {**write, **sizes}, warps, 1
     ids = {"CHUNK": 2048, **end}
     yield "peaks", sample_kernels.peaks, ids, 4, 1
     chunk = {"CHUNKS": 128, **ids}

@@ -68,4 +68,4 @@ def test_hopper_within_budget():
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_compiles(case):
-    assert len(jobs()[case].result()) == 16
+    assert len(jobs()[case].result()) == 17

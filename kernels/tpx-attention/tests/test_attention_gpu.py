@@ -133,15 +133,21 @@ def test_prefill(counts, lengths, window, cache_dtype):
     assert error(got, expected_of(case)) < BF16
 
 
-def test_rope_write():
-    case = gpu_case([200, 3], [200, 50])
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize(("tokens", "heads", "warps"), [(1, 1, 1), (1, 8, 4), (4, 2, 2)])
+def test_rope_write(tokens, heads, warps, cache_dtype):
+    case = gpu_case([200, 3], [200, 50], cache_dtype=cache_dtype)
+    config = {"tokens": tokens, "heads": heads, "warps": warps}
     qkv = torch.randn(203, 80 * 64, device="cuda").bfloat16()
     turn = angles(203, 64, torch.bfloat16, "cuda")
     kept = [case.k.clone(), case.v.clone()]
-    got = twice(lambda: attention.rope_write(qkv, *turn, case.slots, case.k, case.v))
+    written = case.slots, case.k, case.v
+    got = twice(lambda: attention.launch_rope_write(qkv, *turn, *written, config))
     assert error(got, reference.rope_write(qkv.double(), *turn, case.slots, *kept)) < BF16
-    assert torch.isclose(case.k, kept[0], rtol=0.01, equal_nan=True).all()
-    assert torch.equal(case.v.nan_to_num(), kept[1].nan_to_num())
+    k, v, right_k, right_v = (x.float() for x in (case.k, case.v, *kept))
+    near = {torch.bfloat16: 0.01, torch.float8_e4m3fn: 0.13}[cache_dtype]
+    assert torch.isclose(k, right_k, rtol=near, atol=2**-9, equal_nan=True).all()
+    assert torch.equal(v.nan_to_num(), right_v.nan_to_num())
 
 
 def test_decode_is_captured_once_for_every_length():

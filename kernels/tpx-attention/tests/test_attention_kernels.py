@@ -67,14 +67,19 @@ def test_float8_cache_holds_the_nearest_number_and_no_nan():
     assert case.v.float().nan_to_num(0).abs().max() == 448
 
 
-def test_rope_write_skips_negative_slots():
-    case = paged([3, 1], [7, 2], heads=6)
+ROPES = [(1, 1), (1, 2), (4, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(("tokens", "heads"), ROPES)
+def test_rope_write_skips_negative_slots(tokens, heads):
+    case = paged([4, 1], [7, 2], heads=6)
     make = torch.Generator().manual_seed(1)
-    qkv, (cos, sin) = torch.randn(4, 10 * 16, generator=make), angles(4, 16)
+    qkv, (cos, sin) = torch.randn(5, 10 * 16, generator=make), angles(5, 16)
     slots = case.slots.clone()
     slots[1] = -1
     kept = [x.clone() for x in (case.k, case.v)]
-    got = ops.launch_rope_write(qkv, cos, sin, slots, case.k, case.v)
+    config = {"tokens": tokens, "heads": heads, "warps": 1}
+    got = ops.launch_rope_write(qkv, cos, sin, slots, case.k, case.v, config)
     torch.testing.assert_close(got, reference.rope_write(qkv, cos, sin, slots, *kept))
     for mine, theirs in zip((case.k, case.v), kept, strict=False):
         torch.testing.assert_close(mine, theirs, equal_nan=True)

@@ -1,7 +1,8 @@
 """Compiles kernels for a GPU that is not here: python compile_moe.py CAPABILITY DTYPE [all].
 
-Prints a list of what each became, as JSON: registers, bytes of stack, instructions and what the
-innermost loop holds. In a process of its own, since the tests' process interprets kernels.
+Prints a list of what each became, as JSON: registers, bytes of shared memory and of stack,
+instructions and what the innermost loop holds. In a process of its own, since the tests' process
+interprets kernels.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 WIDTH = 2880
 SIXTEENS = {"rows", "x_stride", "out_stride", "split_stride", "y_stride"}  # are multiples of 16
 FLOATS = {"alpha", "limit", "eps"}
-INTEGERS = {"pairs", "experts", "top_k", "tokens", "columns", "granules", "stride"} | SIXTEENS
+INTEGERS = {"pairs", "span", "experts", "top_k", "tokens", "columns", "granules", "stride"}
+INTEGERS |= SIXTEENS
 WORDS = {"codes": "i16", "scales": "i32", "ids": "i32", "slots": "i32", "order": "i32"}
 WORDS |= {"starts": "i32", "blocks": "u8", "packed": "u8"}
 
@@ -97,7 +99,7 @@ def others(capability: int, dtype: str) -> list[dict[str, Any]]:
         "sort": (
             route_kernels.sort_kernel,
             8,
-            {"slots": None, "CHUNK": 4096, "HAS_SLOTS": False, **dependent},
+            {"slots": None, "COUNT": 4096, "CHUNK": 2048, "HAS_SLOTS": False, **dependent},
         ),
         "reduce": (
             reduce_kernels.reduce_kernel,
@@ -111,8 +113,8 @@ def others(capability: int, dtype: str) -> list[dict[str, Any]]:
     layout = {"PLACES": pack_kernels.CODE, "TILE": 64, "PARTS": 4, "WORDS": 16}
     jobs["pack"] = (pack_kernels.pack_kernel, 4, {"PAIRS": True, **layout})
     if capability >= 80:  # below, tokens are routed one by one
-        many = {**every, **norm, "ROWS": 16, "EXPERTS": 32, "BLOCK": 128}
-        jobs["route"] = (route_kernels.route_kernel, 8, many)
+        many = {**every, **norm, "ROWS": 16, "EXPERTS": 32, "BLOCK": 256}
+        jobs["route"] = (route_kernels.route_kernel, 4, many)
     return [
         {"name": name, **told(compiled(kernel, capability, dtype, warps, 3, **fixed))}
         for name, (kernel, warps, fixed) in jobs.items()
@@ -129,6 +131,7 @@ def told(kernel: Any) -> dict[str, Any]:
     loop = inner_loop(text)
     return {
         "registers": int(registers),
+        "shared": kernel.metadata.shared,
         "stack": int(stack),
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", text)),
         "loop": len(loop),

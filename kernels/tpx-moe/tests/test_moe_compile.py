@@ -22,6 +22,8 @@ MOST = {32: 3.3, 16: 4.1}  # by rows a warp: with 16, x is loaded for fewer weig
 MOST_STACK = 8  # bytes, outside of the loop
 
 
+# Bytes of shared memory that a program can have.
+SHARED = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
 OTHERS = [(75, "fp16"), (80, "bf16"), (86, "bf16"), (89, "bf16"), (100, "bf16")]
 HOPPER = (90, "bf16")
 
@@ -48,12 +50,15 @@ def compile_all(capability: int, dtype: str) -> list[dict]:
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_kernels_compile(case):
-    assert len(jobs()[case].result()) >= 9
+    found = jobs()[case].result()
+    assert len(found) >= 9
+    assert all(kernel["shared"] <= SHARED[case[0]] for kernel in found)
 
 
 def test_kernels_for_hopper_keep_to_their_budget():
     found = jobs()[HOPPER].result()
     for kernel in found:
+        assert kernel["shared"] <= SHARED[90], kernel
         assert kernel["stack"] <= MOST_STACK, kernel
         assert kernel["spills"] <= MOST_STACK // 2, kernel
     for kernel in found:

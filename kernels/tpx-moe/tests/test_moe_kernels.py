@@ -176,6 +176,19 @@ def test_route(tokens, norm, monkeypatch):
     assert distance(chosen.weights, expected[2]) < 1e-6
 
 
+@pytest.mark.parametrize("strip", [(32, 64, 1, 1), (16, 32, 1, 1)])
+def test_route_in_other_strips(strip, monkeypatch):
+    monkeypatch.setattr(launch, "FEW_TOKENS", 16)
+    case = layer(35, 96, 0, 5, 3)
+    r = case.router
+    router = launch.Router(r.norm_D, r.w_ED, r.b_E, r.top_k, r.eps)
+    h, chosen = launch.route(case.x, router, PLAIN, launch.Strip(*strip))
+    expected = reference.route(case.x, r.norm_D, r.w_ED, r.b_E, r.top_k, r.eps)
+    assert distance(h, expected[0]) < 1e-6
+    assert torch.equal(chosen.ids, expected[1])
+    assert distance(chosen.weights, expected[2]) < 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("tokens", [2, 18])
 def test_of_equal_logits_the_lower_expert_comes_first(dtype, tokens, monkeypatch):
@@ -195,10 +208,10 @@ def test_sort_keeps_the_order_of_pairs():
     assert order[:6].tolist() == [5, 0, 3, 6, 1, 4]
 
 
-def test_sort_over_several_chunks(monkeypatch):
-    monkeypatch.setattr(launch, "SORT_CHUNK", 8)
-    ids = torch.randint(0, 3, (12, 2), dtype=torch.int32)
-    order, starts = launch.sort(ids, None, 3, False)
+@pytest.mark.parametrize("sizes", [(8, 8, 1, 1), (16, 4, 2, 1), (32, 2, 5, 1), (8, 32, 3, 1)])
+def test_sort_in_several_steps_and_parts(sizes):
+    ids = torch.randint(0, 3, (13, 2), dtype=torch.int32)
+    order, starts = launch.sort(ids, None, 3, False, launch.Sort(*sizes))
     assert torch.equal(order.long(), ids.flatten().argsort(stable=True))
     assert starts.tolist() == [0, *ids.flatten().bincount(minlength=3).cumsum(0).tolist()]
 

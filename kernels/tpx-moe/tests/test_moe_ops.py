@@ -120,6 +120,10 @@ def test_tables_of_configurations_hold_together(file):
     assert found.decode[-1].upto == DECODE_TOKENS
     assert found.way(DECODE_TOKENS + 1, 4, 32) == found.sorted[0]
     assert found.way(10**6, 4, 32) == found.sorted[-1]
+    # float32 tiles of three stages of 256 tokens do not fit into a multiprocessor
+    wide = found.way(10**6, 4, 32, itemsize=4)
+    assert max(wide.gate_up.stages, wide.down.stages) <= 2
+    assert wide.gate_up._replace(stages=found.sorted[-1].gate_up.stages) == found.sorted[-1].gate_up
 
 
 def test_a_table_refuses_what_it_does_not_know():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -50,18 +51,24 @@ def _(qkv_TX, cos, sin, slots_T, k_cache, v_cache):
     return qkv_TX.new_empty((qkv_TX.shape[0], qkv_TX.shape[1] // width - 2 * kv, width))
 
 
-def launch_rope_write(qkv_TX, cos, sin, slots_T, k_cache, v_cache) -> Tensor:
+ROPE = {"tokens": 2, "heads": 8, "warps": 4}  # tokens and key heads of a program
+
+
+def launch_rope_write(qkv_TX, cos, sin, slots_T, k_cache, v_cache, config=ROPE) -> Tensor:
     from .prefill_kernels import rope_write as kernel
 
     kv, width = k_cache.shape[2:]
-    assert all(x.is_contiguous() for x in (qkv_TX, k_cache, v_cache))
-    heads = qkv_TX.shape[1] // width - 2 * kv
-    out_THD = qkv_TX.new_empty((qkv_TX.shape[0], heads, width))
+    assert all(x.is_contiguous() for x in (qkv_TX, cos, sin, k_cache, v_cache))
+    tokens, heads = qkv_TX.shape[0], qkv_TX.shape[1] // width - 2 * kv
+    out_THD = qkv_TX.new_empty((tokens, heads, width))
+    each = math.gcd(kv, config["heads"])
+    queries = each * (heads // kv)
     if out_THD.numel():
-        kernel[(qkv_TX.shape[0], kv)](
-            qkv_TX, cos, sin, slots_T, k_cache, v_cache, out_THD,
-            KV=kv, GROUP=heads // kv, HEADS=1 << (heads // kv - 1).bit_length(), D=width,
-            DEPENDENT=dependent(qkv_TX.device), **launch_options(qkv_TX.device, 1),
+        kernel[(-(-tokens // config["tokens"]), kv // each)](
+            qkv_TX, cos, sin, slots_T, k_cache, v_cache, out_THD, tokens,
+            KV=kv, GROUP=heads // kv, D=width, TOKENS=config["tokens"], EACH=each,
+            HEADS=1 << (queries - 1).bit_length(), DEPENDENT=dependent(qkv_TX.device),
+            **launch_options(qkv_TX.device, config["warps"]),
         )  # fmt: skip
     return out_THD
 
@@ -222,6 +229,12 @@ def _(q_THD, k_cache, v_cache, starts_B, lengths_B, tables_BN, sinks_H, window):
     return torch.empty_like(q_THD)
 
 
+def steps_to_find(sequences: int) -> int:
+    """Halvings of so many or more: few different numbers, each of which is a kernel to compile."""
+    least = sequences.bit_length()
+    return next((steps for steps in (1, 4, 9) if steps >= least), least)
+
+
 def launch_prefill(
     q_THD: Tensor,
     k_cache: Tensor,
@@ -247,7 +260,7 @@ def launch_prefill(
             q_THD, k_cache, v_cache, starts, lengths, tables, sinks_H, out_THD,
             len(lengths), tables.shape[1], _scale(width),
             KV=kv, GROUP=group, D=width, PAGE=page, WINDOW=window or 0, BLOCK_Q=block_q,
-            BLOCK_M=block_m, BLOCK_N=config["block_n"], SEARCH=len(lengths).bit_length(),
+            BLOCK_M=block_m, BLOCK_N=config["block_n"], SEARCH=steps_to_find(len(lengths)),
             PLAIN=plain(q_THD.device), DEPENDENT=dependent(q_THD.device),
             **launch_options(q_THD.device, config["warps"], config["stages"]),
         )  # fmt: skip

@@ -79,7 +79,7 @@ def by_torch(
         x_TK = (norm_K * (x * scale)).to(x_TK.dtype)
     y_TN = F.linear(x_TK, weight_NK, bias_N)
     if residual_TN is not None:
-        y_TN = y_TN + residual_TN
+        y_TN += residual_TN
     return y_TN.to(out_dtype or y_TN.dtype)
 
 

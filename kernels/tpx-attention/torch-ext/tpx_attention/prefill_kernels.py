@@ -6,10 +6,10 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .decode_kernels import LOG2E, cached, turned
+from .decode_kernels import LOG2E, cached
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def rope_write(
     qkv_ptr,
     cos_ptr,
@@ -18,33 +18,59 @@ def rope_write(
     k_ptr,
     v_ptr,
     out_ptr,
+    tokens,
     KV: tl.constexpr,
     GROUP: tl.constexpr,
-    HEADS: tl.constexpr,
     D: tl.constexpr,
+    TOKENS: tl.constexpr,
+    EACH: tl.constexpr,
+    HEADS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """One program a token and key head: turns its query heads and k; k and v go to slots[token],
-    nowhere if that is negative. qkv [T, (KV * GROUP + 2 * KV) * D]; HEADS: GROUP padded."""
+    """One program TOKENS tokens and EACH key heads: turns their query heads and k; k and v go to
+    slots[token], nowhere if that is negative. qkv [T, (KV * GROUP + 2 * KV) * D]; HEADS: EACH *
+    GROUP padded. Everything is asked for before anything is used."""
     if DEPENDENT:
         gdc_launch_dependents()
         gdc_wait()
-    t, kv = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    d, g = tl.arange(0, D), tl.arange(0, HEADS)
-    head = kv * GROUP + tl.minimum(g, GROUP - 1)
-    row = t * ((KV * GROUP + 2 * KV) * D)
-    angle = t * (D // 2)
-    q = turned(qkv_ptr + row, (head * D)[:, None], d[None, :], cos_ptr, sin_ptr, angle, D)
-    out = out_ptr + (t * KV * GROUP + head)[:, None] * D + d[None, :]
-    tl.store(out, q.to(out_ptr.dtype.element_ty), mask=(g < GROUP)[:, None])
-    slot = tl.load(slots_ptr + t)
-    if slot >= 0:
-        new = (KV * GROUP + kv) * D
-        k = turned(qkv_ptr + row, new, d, cos_ptr, sin_ptr, angle, D)
-        v = tl.load(qkv_ptr + row + new + KV * D + d)
-        at = (slot * KV + kv) * D + d
-        tl.store(k_ptr + at, cached(k.to(qkv_ptr.dtype.element_ty).to(tl.float32), k_ptr))
-        tl.store(v_ptr + at, cached(v.to(tl.float32), v_ptr))
+    QUERIES: tl.constexpr = KV * GROUP
+    t = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    d = tl.arange(0, D // 2)[None, None, :]
+    seen = (t < tokens)[:, None, None]
+    slot = tl.load(slots_ptr + t, mask=t < tokens, other=-1)[:, None, None]
+    row = t[:, None, None] * ((QUERIES + 2 * KV) * D)
+    g = tl.arange(0, HEADS)[None, :, None]
+    head = tl.program_id(1) * EACH * GROUP + g
+    mine = seen & (g < EACH * GROUP)
+    kv = tl.program_id(1) * EACH + tl.arange(0, EACH)[None, :, None]
+    angle = t[:, None, None] * (D // 2) + d
+    c = tl.load(cos_ptr + angle, mask=seen, other=0.0).to(tl.float32)
+    s = tl.load(sin_ptr + angle, mask=seen, other=0.0).to(tl.float32)
+    q0, q1 = _halves(qkv_ptr + row + head * D + d, mine, D)
+    k0, k1 = _halves(qkv_ptr + row + (QUERIES + kv) * D + d, seen, D)
+    v0, v1 = _halves(qkv_ptr + row + (QUERIES + KV + kv) * D + d, seen, D)
+    kind: tl.constexpr = qkv_ptr.dtype.element_ty
+    out = out_ptr + (t[:, None, None] * QUERIES + head) * D + d
+    tl.store(out, (q0 * c - q1 * s).to(kind), mask=mine)
+    tl.store(out + D // 2, (q1 * c + q0 * s).to(kind), mask=mine)
+    at = (slot * KV + kv) * D + d
+    kept = seen & (slot >= 0)
+    _put(k_ptr + at, (k0 * c - k1 * s).to(kind), (k1 * c + k0 * s).to(kind), kept, D)
+    _put(v_ptr + at, v0, v1, kept, D)
+
+
+@triton.jit
+def _halves(at, mask, D: tl.constexpr):
+    """The two halves of heads, float32."""
+    first = tl.load(at, mask=mask, other=0.0)
+    second = tl.load(at + D // 2, mask=mask, other=0.0)
+    return first.to(tl.float32), second.to(tl.float32)
+
+
+@triton.jit
+def _put(at, first, second, mask, D: tl.constexpr):
+    tl.store(at, cached(first.to(tl.float32), at), mask=mask)
+    tl.store(at + D // 2, cached(second.to(tl.float32), at), mask=mask)
 
 
 @triton.jit
@@ -149,7 +175,7 @@ def _tiles(
     return top, weight, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "pages"])
 def prefill(
     q_ptr,
     k_ptr,

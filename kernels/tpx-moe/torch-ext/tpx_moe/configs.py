@@ -42,6 +42,11 @@ class Way(NamedTuple):
     gate_up: Tile
     down: Tile
 
+    def wide(self) -> Way:
+        """For x of float32, whose tiles are twice as large: less of them in shared memory."""
+        gate_up, down = (t._replace(stages=min(t.stages, 2)) for t in (self.gate_up, self.down))
+        return self._replace(gate_up=gate_up, down=down)
+
 
 class Table(NamedTuple):
     """The last entry of each serves whatever is larger."""
@@ -49,10 +54,13 @@ class Table(NamedTuple):
     decode: tuple[Way, ...]
     sorted: tuple[Way, ...]
 
-    def way(self, tokens: int, top_k: int, experts: int) -> Way:
+    def way(self, tokens: int, top_k: int, experts: int, itemsize: int = 2) -> Way:
+        """itemsize: bytes of a number of x. Tiles were measured with 2."""
         if tokens <= DECODE_TOKENS:
-            return _first(self.decode, tokens)
-        return _first(self.sorted, tokens * top_k / max(experts, 1))
+            found = _first(self.decode, tokens)
+        else:
+            found = _first(self.sorted, tokens * top_k / max(experts, 1))
+        return found if itemsize <= 2 else found.wide()
 
 
 def partial_dtype(tokens: int, dtype: torch.dtype) -> torch.dtype:

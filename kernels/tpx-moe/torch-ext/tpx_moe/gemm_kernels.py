@@ -13,7 +13,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .unpack_kernels import unpack
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def expert_gemm(
     x, codes, scales, bias, out, ids, slots, order, starts,
     pairs, experts, top_k, rows, x_stride, out_stride, split_stride, alpha, limit,

@@ -17,8 +17,30 @@ from .route_kernels import choose_kernel, logits_kernel, route_kernel, sort_kern
 
 FEW_TOKENS = 256  # up to these, a token's logits are computed by many programs
 EACH = 2  # experts of one of them
-ROUTE_ROWS, ROUTE_BLOCK = 16, 128  # tokens and columns of a step where there are many
-SORT_CHUNK = 4096
+
+
+class Sort(NamedTuple):
+    """Pairs at a time, to count and to place; programs an expert and warps, at most."""
+
+    count: int
+    chunk: int
+    parts: int
+    warps: int
+
+
+class Strip(NamedTuple):
+    """Tokens of a program, columns of a step of its loop."""
+
+    rows: int
+    block: int
+    warps: int
+    stages: int
+
+
+SORT = Sort(4096, 2048, 8, 8)
+SORT_LEAST = 256
+ROUTE = Strip(16, 256, 4, 2)  # where there are many tokens
+ROUTE_BYTES = 1 << 16  # of the router's matrix in a step: shared memory has to hold two
 
 
 class Router(NamedTuple):
@@ -51,19 +73,25 @@ class Held(NamedTuple):
     limit: float
 
 
-def route(x: Tensor, router: Router, mode: Mode) -> tuple[Tensor, Chosen]:
+def route(x: Tensor, router: Router, mode: Mode, strip: Strip = ROUTE) -> tuple[Tensor, Chosen]:
     """The normed x, and its experts."""
     norm, w, b, top_k, eps = router
     x = x.contiguous()
     dependent = mode.dependent
     (tokens, width), experts = x.shape, w.shape[0]
-    h = x.new_empty(x.shape) if norm is not None else x
+    h = x if norm is None else x.new_empty(x.shape)
     chosen = Chosen(x.new_empty(tokens, top_k, dtype=torch.int32), x.new_empty(tokens, top_k))
-    if not tokens:
-        return h, chosen
     shape = {"WIDTH": width, "E": experts, "HAS_NORM": norm is not None, "DEPENDENT": dependent}
     slots = triton.next_power_of_2(top_k)
-    if tokens <= FEW_TOKENS or not mode.tensor_cores:
+    if tokens > FEW_TOKENS and mode.tensor_cores:
+        padded = max(16, triton.next_power_of_2(experts))
+        block = min(strip.block, max(16, ROUTE_BYTES // (padded * w.element_size())))
+        route_kernel[(triton.cdiv(tokens, strip.rows),)](
+            x, norm, w, b, h, *chosen, tokens, eps, ROWS=strip.rows, BLOCK=block,
+            EXPERTS=padded, TOP_K=top_k, SLOTS=slots, num_warps=strip.warps,
+            num_stages=strip.stages, **shape, **_options(dependent),
+        )  # fmt: skip
+    elif tokens:
         logits = x.new_empty(tokens, experts)
         block = triton.next_power_of_2(triton.cdiv(width, 3))
         logits_kernel[(tokens, triton.cdiv(experts, EACH))](
@@ -73,12 +101,6 @@ def route(x: Tensor, router: Router, mode: Mode) -> tuple[Tensor, Chosen]:
         choose_kernel[(tokens,)](
             logits, *chosen, tokens, ROWS=1, EXPERTS=triton.next_power_of_2(experts), E=experts,
             TOP_K=top_k, SLOTS=slots, DEPENDENT=dependent, num_warps=1, **_options(dependent),
-        )  # fmt: skip
-    else:
-        route_kernel[(triton.cdiv(tokens, ROUTE_ROWS),)](
-            x, norm, w, b, h, *chosen, tokens, eps, ROWS=ROUTE_ROWS, BLOCK=ROUTE_BLOCK,
-            EXPERTS=max(16, triton.next_power_of_2(experts)), TOP_K=top_k, SLOTS=slots,
-            num_warps=8, num_stages=4, **shape, **_options(dependent),
         )  # fmt: skip
     return h, chosen
 
@@ -113,16 +135,21 @@ def experts_sorted(x: Tensor, counts: Tensor, held: Held, way: Way, mode: Mode) 
     return y[0]
 
 
-def sort(ids: Tensor, slots: Tensor | None, experts: int, dependent: bool) -> tuple[Tensor, Tensor]:
+def sort(
+    ids: Tensor, slots: Tensor | None, experts: int, dependent: bool, sizes: Sort = SORT
+) -> tuple[Tensor, Tensor]:
     """order [pairs] int32: pairs by slot, in their own order, first those that are here; starts
     [experts + 1] int32: where each slot's begin in it."""
-    order = ids.new_empty(ids.numel(), dtype=torch.int32)
+    pairs = ids.numel()
+    order = ids.new_empty(pairs, dtype=torch.int32)
     starts = ids.new_empty(experts + 1, dtype=torch.int32)
-    chunk = min(SORT_CHUNK, triton.next_power_of_2(ids.numel()))
-    sort_kernel[(experts,)](
-        ids, slots, order, starts, ids.numel(), experts,
-        CHUNK=chunk, HAS_SLOTS=slots is not None, DEPENDENT=dependent,
-        num_warps=max(1, min(8, chunk // 128)), **_options(dependent),
+    most = max(SORT_LEAST, triton.next_power_of_2(pairs))  # each size is a kernel to compile
+    count, chunk = min(sizes.count, most), min(sizes.chunk, most)
+    span = triton.cdiv(triton.cdiv(pairs, chunk), sizes.parts) * chunk
+    sort_kernel[(experts, triton.cdiv(pairs, span))](
+        ids, slots, order, starts, pairs, span, experts, COUNT=count, CHUNK=chunk,
+        HAS_SLOTS=slots is not None, DEPENDENT=dependent,
+        num_warps=max(1, min(sizes.warps, max(count, chunk) // 128)), **_options(dependent),
     )  # fmt: skip
     return order, starts
 

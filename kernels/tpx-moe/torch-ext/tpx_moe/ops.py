@@ -121,7 +121,8 @@ def _mode(x, safe: bool = False) -> device.Mode:
 
 
 def _way(x, tokens: int, top_k: int, experts: int) -> configs.Way:
-    return configs.table(device.names(x.device), x.shape[1]).way(tokens, top_k, experts)
+    table = configs.table(device.names(x.device), x.shape[1])
+    return table.way(tokens, top_k, experts, x.element_size())
 
 
 def _experts_of(gate_up, *rest) -> int:

@@ -116,7 +116,7 @@ def _normed(x, scale, norm, normed, c, WIDTH: tl.constexpr):
     return y.to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def choose_kernel(
     logits, ids, weights, tokens,
     ROWS: tl.constexpr, EXPERTS: tl.constexpr, E: tl.constexpr, TOP_K: tl.constexpr,
@@ -135,7 +135,7 @@ def choose_kernel(
     store_choice(best, row, tokens, ids, weights, EXPERTS, TOP_K, logits.dtype.element_ty)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def route_kernel(
     x, norm, w, b, normed, ids, weights, tokens, eps,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, EXPERTS: tl.constexpr, E: tl.constexpr,
@@ -148,30 +148,28 @@ def route_kernel(
         gdc_wait()
         gdc_launch_dependents()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    here = (row < tokens)[:, None]
     e = tl.arange(0, EXPERTS)
-    c = tl.arange(0, BLOCK)
-    at = row.to(tl.int64)[:, None] * WIDTH
-    square = tl.zeros([ROWS], tl.float32)
+    square = tl.zeros([ROWS, BLOCK], tl.float32)
     if HAS_NORM:
-        wide = tl.arange(0, 4 * BLOCK)
-        for start in range(0, WIDTH, 4 * BLOCK):
-            inside = here & (start + wide < WIDTH)[None, :]
-            v = tl.load(x + at + start + wide[None, :], mask=inside, other=0.0).to(tl.float32)
-            square += tl.sum(v * v, axis=1)
-    scale = tl.rsqrt(square / WIDTH + eps)[:, None]
+        # No loop, so that all is asked for at once; in the layout of the product, which the scale
+        # else drags into one where threads repeat each other's work.
+        for start in tl.static_range(0, WIDTH, BLOCK):
+            at, inside = _place(row, start, tokens, WIDTH, BLOCK)
+            v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+            square += v * v
+    scale = tl.rsqrt(tl.sum(square, axis=1) / WIDTH + eps)[:, None]
     logits = tl.zeros([ROWS, EXPERTS], tl.float32)
     for start in range(0, WIDTH, BLOCK):
-        column = start + c
-        inside = here & (column < WIDTH)[None, :]
-        v = tl.load(x + at + column[None, :], mask=inside, other=0.0)
+        at, inside = _place(row, start, tokens, WIDTH, BLOCK)
+        h = tl.load(x + at, mask=inside, other=0.0)
+        column = start + tl.arange(0, BLOCK)
         if HAS_NORM:
             g = tl.load(norm + column, mask=column < WIDTH, other=0.0).to(tl.float32)
-            v = (g[None, :] * (v.to(tl.float32) * scale)).to(x.dtype.element_ty)
-            tl.store(normed + at + column[None, :], v, mask=inside)
+            h = (g[None, :] * (h.to(tl.float32) * scale)).to(x.dtype.element_ty)
+            tl.store(normed + at, h, mask=inside)
         known = (e < E)[None, :] & (column < WIDTH)[:, None]
         u = tl.load(w + e[None, :] * WIDTH + column[:, None], mask=known, other=0.0)
-        logits = tl.dot(v, u, logits, input_precision="ieee")
+        logits = tl.dot(h, u, logits, input_precision="ieee")
     logits += tl.load(b + e, mask=e < E, other=0.0).to(tl.float32)[None, :]
     keys = keys_of(logits.to(x.dtype.element_ty), e[None, :], E, EXPERTS)
     best = top_k_of(keys, EXPERTS, TOP_K, SLOTS)
@@ -179,36 +177,47 @@ def route_kernel(
 
 
 @triton.jit
+def _place(row, start, tokens, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Offsets of rows' columns from start on, [ROWS, BLOCK], and which of them there are."""
+    column = (start + tl.arange(0, BLOCK))[None, :]
+    at = row.to(tl.int64)[:, None] * WIDTH + column
+    return at, (row < tokens)[:, None] & (column < WIDTH)
+
+
+@triton.jit
 def sort_kernel(
-    ids, slots, order, starts, pairs, experts,
-    CHUNK: tl.constexpr, HAS_SLOTS: tl.constexpr, DEPENDENT: tl.constexpr,
+    ids, slots, order, starts, pairs, span, experts,
+    COUNT: tl.constexpr, CHUNK: tl.constexpr, HAS_SLOTS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """Program s writes starts[s], how many pairs have a lower slot, and from there on, into order,
-    the pairs of slot s in their own order. The last also writes starts[experts]."""
+    """Program s, part counts how many pairs go before those of slot s in the part's span, and from
+    there on writes these, in their own order, into order. starts[s]: how many have a lower slot;
+    starts[experts]: how many are here. COUNT, CHUNK: pairs at a time, to count and to place."""
     if DEPENDENT:
         gdc_wait()
         gdc_launch_dependents()
-    mine = tl.program_id(0)
-    p = tl.arange(0, CHUNK)
-    below = tl.zeros([CHUNK], tl.int32)
-    same = tl.zeros([CHUNK], tl.int32)
+    mine, part = tl.program_id(0), tl.program_id(1)
+    first = part * span
+    before = tl.zeros([COUNT], tl.int32)
     start = 0
     while start < pairs:
-        slot = _slot(ids, slots, start + p, pairs, HAS_SLOTS)
-        below += ((slot >= 0) & (slot < mine)).to(tl.int32)
-        same += (slot == mine).to(tl.int32)
-        start += CHUNK
-    place = tl.sum(below, axis=0)
-    tl.store(starts + mine, place)
-    if mine == experts - 1:
-        tl.store(starts + experts, place + tl.sum(same, axis=0))
+        pair = tl.multiple_of(start, COUNT) + tl.arange(0, COUNT)
+        slot = _slot(ids, slots, pair, pairs, HAS_SLOTS)
+        lower = (slot >= 0) & (slot < mine)
+        before += (lower | ((slot == mine) & (pair < first))).to(tl.int32)
+        start += COUNT
+    place = tl.sum(before, axis=0)
+    if part == 0:
+        tl.store(starts + mine, place)
     start = 0
-    while start < pairs:
-        match = _slot(ids, slots, start + p, pairs, HAS_SLOTS) == mine
+    while start < span:
+        pair = tl.multiple_of(first + start, CHUNK) + tl.arange(0, CHUNK)
+        match = _slot(ids, slots, pair, pairs, HAS_SLOTS) == mine
         upto = tl.cumsum(match.to(tl.int32), axis=0)
-        tl.store(order + place + upto - 1, start + p, mask=match)
+        tl.store(order + place + upto - 1, pair, mask=match)
         place += tl.sum(match.to(tl.int32), axis=0)
         start += CHUNK
+    if (mine == experts - 1) & (part == tl.num_programs(1) - 1):
+        tl.store(starts + experts, place)
 
 
 @triton.jit
