@@ -14,6 +14,8 @@ parts=${*:-load moe step engine tests sanitize}
 model=/tmp/tpx-gpt-oss-20b
 moe=kernels/tpx-moe attention=kernels/tpx-attention
 export PYTHONUNBUFFERED=1
+# Warm caches are Python's own, too, which some images keep from being written.
+export PYTHONPYCACHEPREFIX=/tmp/tpx-pycache PYTHONDONTWRITEBYTECODE=
 export PYTHONPATH=$PWD:$PWD/tests:$PWD/scripts:$PWD/$moe/torch-ext:$PWD/$attention/torch-ext:$PWD/$moe/tests:$PWD/$attention/tests
 failed=0
 
@@ -29,6 +31,16 @@ run() { # NAME SECONDS COMMAND...
 tests() { python3 -m pytest -q -p no:benchmark -c /dev/null --rootdir=. -m gpu "$@"; }
 export -f tests
 
+fit='
+import sys, torch, tpx
+share = 16 * 2**30 / torch.cuda.get_device_properties(0).total_memory
+with tpx.LLM(sys.argv[1], context=4096, batch=1, memory_fraction=share) as llm:
+    params = tpx.SamplingParams(max_tokens=1000, ignore_eos=True)
+    [done] = llm.generate([list(range(3000))], params)
+    free, total = torch.cuda.mem_get_info()
+    print(f"{len(done.token_ids)} tokens after 3000, in {(total - free) / 2**30:.2f} GiB of device memory")
+'
+
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 [ -e $model/config.json ] || run checkpoint 120 python3 scripts/make_checkpoint.py --size 20b --out $model
 for part in $parts; do
@@ -43,7 +55,9 @@ for part in $parts; do
         ;;
     step) run step 120 python3 scripts/bench_step.py $model --profile ;;
     engine)
+        run cold 120 env TORCH_HOME=/tmp/tpx-cold TRITON_CACHE_DIR=/tmp/tpx-cold/triton python3 -m tpx bench load --model $model --rounds 1
         run start 120 python3 -m tpx bench load --model $model --json
+        run fit 120 python3 -c "$fit" $model
         run latency 150 python3 -m tpx bench latency --model $model --input-len 128 --output-len 256 --batch 1,4,16
         run long 120 python3 -m tpx bench latency --model $model --input-len 4096 --output-len 256 --batch 1
         run requests64 120 python3 -m tpx bench throughput --model $model --requests 64 --input-len 512 --output-len 256 --prefix-cache off
