@@ -55,7 +55,7 @@ def self_test(
 
 def _use(device: torch.device) -> None:
     """A thread begins on the first device, whichever its process has chosen."""
-    if device.type == "cuda":
+    if device.index is not None:
         torch.cuda.set_device(device)
 
 

@@ -103,7 +103,7 @@ def _is_right(tokens: int, way: Way, held: launch.Held, dtype: torch.dtype) -> b
 
 def _use(where: torch.device) -> None:
     """A thread begins on the first device, whichever its process has chosen."""
-    if where.type == "cuda":
+    if where.index is not None:
         torch.cuda.set_device(where)
 
 
