@@ -30,6 +30,8 @@ run() { # NAME SECONDS COMMAND...
 
 tests() { python3 -m pytest -q -p no:benchmark -c /dev/null --rootdir=. -m gpu "$@"; }
 export -f tests
+sanitized() { compute-sanitizer --error-exitcode 9 python3 -m pytest -q -p no:benchmark -c /dev/null --rootdir=. -m gpu "$@"; }
+export -f sanitized
 
 fit='
 import sys, torch, tpx
@@ -69,8 +71,8 @@ for part in $parts; do
         ;;
     sanitize)
         if command -v compute-sanitizer >/dev/null; then
-            run sanitize 300 compute-sanitizer --error-exitcode 9 python3 -m pytest -q -p no:benchmark -c /dev/null \
-                --rootdir=. -m gpu $moe/tests/test_moe_gpu.py -k "few" -x
+            run sanitize_moe 150 bash -c "sanitized $moe/tests/test_moe_gpu.py -k 'uneven or elsewhere'"
+            run sanitize_attention 150 bash -c "sanitized $attention/tests/test_attention_gpu.py -k '1001-700-5 or new_token or rope_write or mixed or sample'"
         else
             echo "sanitize: there is no compute-sanitizer here"
         fi

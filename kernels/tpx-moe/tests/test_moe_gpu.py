@@ -13,7 +13,7 @@ pytestmark = pytest.mark.gpu
 
 # Of y, relative to float64 of the same inputs: bfloat16 rounds h once, and y once where tokens are
 # many; each costs at most 2**-9 a number, and far less in the norm.
-BOUND = {torch.bfloat16: 4e-3, torch.float16: 5e-4}
+BOUND = {torch.bfloat16: 4e-3, torch.float16: 5e-4, torch.float32: 1e-5}
 TOKENS = [*range(1, 18), 64, 200, 300, 700]
 
 
@@ -108,6 +108,12 @@ def test_float16(tokens):
     check(
         layer(1, 1024, 512, 4, 2, torch.float16, "cuda", scales=(118, 121)), tokens, torch.float16
     )
+
+
+@pytest.mark.parametrize("tokens", [3, 700])
+def test_float32(tokens):
+    """Also in the largest tiles, which are twice as large as with numbers of two bytes."""
+    check(layer(1, 2880, 2880, 8, 4, torch.float32, "cuda"), tokens, torch.float32)
 
 
 def test_one_hot_expert_and_rows_sorted_already(wide):
