@@ -141,7 +141,7 @@ def decode(
         if PLAIN:
             scores = tl.dot(q.to(tl.float32), tl.trans(k.to(tl.float32)), input_precision="ieee")
         else:
-            scores = tl.dot(q, tl.trans(k.to(q.dtype)))
+            scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
         scores = tl.where((start + s < stop)[None, :], scores * scale, -float("inf"))
         higher = tl.maximum(top, tl.max(scores, 1))
         p = tl.exp2(scores - higher[:, None])
@@ -151,7 +151,7 @@ def decode(
         if PLAIN:
             total += tl.dot(p, v.to(tl.float32), input_precision="ieee")
         else:
-            total = tl.dot(p.to(q.dtype), v.to(q.dtype), total)
+            total = tl.dot(p.to(q.dtype), v.to(q.dtype), total, input_precision="ieee")
         top = higher
         k = k_next
         v = v_next

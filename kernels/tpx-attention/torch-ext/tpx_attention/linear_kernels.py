@@ -119,7 +119,7 @@ def skinny(
         if PLAIN:
             total += tl.dot(w.to(tl.float32), x.to(tl.float32), input_precision="ieee")
         else:
-            total = tl.dot(w, x, total)
+            total = tl.dot(w, x, total, input_precision="ieee")
     inside = (n < N)[:, None] & (t < T)[None, :]
     at = t[None, :] * N + n[:, None]
     if SPLITS > 1:

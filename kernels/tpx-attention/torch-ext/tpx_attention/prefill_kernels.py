@@ -113,7 +113,7 @@ def _tile(
     if PLAIN:
         scores = tl.dot(q.to(tl.float32), k.to(tl.float32), input_precision="ieee")
     else:
-        scores = tl.dot(q, k.to(q.dtype))
+        scores = tl.dot(q, k.to(q.dtype), input_precision="ieee")
     if MASKED:
         seen = key[None, :] <= position[:, None]
         if WINDOW > 0:
@@ -130,7 +130,7 @@ def _tile(
     if PLAIN:
         total += tl.dot(p, v.to(tl.float32), input_precision="ieee")
     else:
-        total = tl.dot(p.to(q.dtype), v.to(q.dtype), total)
+        total = tl.dot(p.to(q.dtype), v.to(q.dtype), total, input_precision="ieee")
     return higher, weight, total
 
 
