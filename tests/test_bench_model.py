@@ -136,6 +136,12 @@ def loaded() -> dict:
     return merged(found, asked(bench="load"))
 
 
+def test_one_start_is_one_process():
+    found = loaded()
+    found["asked"]["rounds"] = 1
+    assert "median of 1 process" in draw(found)
+
+
 @pytest.mark.parametrize(
     ("found", "text"),
     [

@@ -97,8 +97,9 @@ def served(found: Found) -> list[str]:
 
 def load(found: Found) -> list[str]:
     ways = "".join(f"{row['way']:>22}" for row in found["rows"])
+    rounds = found["asked"]["rounds"]
     lines = [
-        f"median of {plural(found['asked']['rounds'], 'process')[:-1]}es",
+        f"median of {rounds} process{'' if rounds == 1 else 'es'}",
         "",
         f"{'':<24}{ways}",
     ]
