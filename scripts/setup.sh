@@ -36,6 +36,10 @@ if [ ! -x "$venv/bin/python" ]; then
         # Where the interpreter is a virtual environment itself, that means its base's packages only.
         purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
         "$python" -c "$purelib" >"$("$venv/bin/python" -c "$purelib")/parent.pth"
+        scripts=$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
+        for tool in ruff mypy; do # which `make check` runs by name
+            if [ -x "$scripts/$tool" ]; then ln -s "$scripts/$tool" "$venv/bin/$tool"; fi
+        done
     else
         "$python" -m venv "$venv"
     fi

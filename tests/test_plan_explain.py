@@ -103,6 +103,7 @@ def test_activations_are_estimated_within_a_quarter(
     cuts = explain(prepared).alike[0].cuts
     found = moments(spec, Mesh(), cuts, "local", load)
     logits = buffers.logits_bytes(spec, load, Mesh())
+    found["head"] += logits
     assert max(found, key=lambda name: found[name]) == where
     torch.set_num_threads(1)
     with tpx.LLM(folder, tp_plan="tp1", dtype=dtype, device="cpu", prefix_cache=False) as llm:
@@ -112,8 +113,7 @@ def test_activations_are_estimated_within_a_quarter(
         for _ in range(-(-load.context * load.batch // buffers.STEP_TOKENS) - 1):
             engine.step()
         measured = peak(engine)
-    predicted = max(found.values()) + (logits if where == "head" else 0)
-    assert predicted == pytest.approx(measured, rel=0.25), f"{found=} {logits=} {measured=}"
+    assert max(found.values()) == pytest.approx(measured, rel=0.25), f"{found=} {measured=}"
 
 
 def of(folder: Path, plan: str, world: int, **config: Any) -> tuple[Prepared, Explained]:

@@ -62,6 +62,8 @@ def moments(
     rows = min(load.sequences(mesh), step)
     tables = [cuts[name].size for name in ("V_head", "V") if name in cuts]
     gathered = spec.vocab_size if tables[0] < spec.vocab_size else 0
+    if item == WIDE:  # the last of them is the logits themselves, see logits_bytes
+        gathered -= spec.vocab_size
     return {
         "attention": hidden + _attention(spec, cuts, step, load.context),
         "experts": hidden + _experts(spec, mesh, cuts, dispatch, step),
