@@ -10,8 +10,8 @@ import torch
 
 from ._ops import NAMESPACE
 
-# Not torch.library.custom_op: in torch 2.11 its wrapper takes 0.13 ms of the host a call, which is
-# most of a short prefill, and imports the compiler, which takes 5 s.
+# Not torch.library.custom_op: its first call imports torch's compiler, which takes seconds, and
+# each call costs the host twice as much.
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
