@@ -39,8 +39,8 @@ OPERATIONS = {
     "experts": Operation(
         MOE,
         (
-            ("Experts", "pack", "unpack", "packed_nbytes", "self_test", "experts", "reduce",
-             "reduce_residual_norm"),
+            ("Experts", "Router", "pack", "unpack", "packed_nbytes", "self_test", "experts",
+             "route_experts", "reduce", "reduce_residual_norm"),
         ),
     ),
     "norm": Operation(MOE, (("residual_norm",),)),

@@ -64,7 +64,7 @@ class Experts(nn.Module):
     def forward(self, x_PD: Tensor, routing: Routing) -> Tensor:
         """sum_PD: the weighted sum of each token's experts that are here."""
         if self.packed is not None:
-            return self.packed.sum(x_PD, routing)
+            return self.packed.sum(self.packed.parts(x_PD, routing), routing)
         ids_PK, weights_PK = routing
         bias = self.down_proj_bias if self.add_bias else None
         local_N = self.placement.local_E[ids_PK.flatten()]
@@ -81,7 +81,8 @@ class Experts(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(residual + forward(x, routing), the norm of that), of tokens that need no other rank."""
         if self.packed is not None:
-            return self.packed.add(x_PD, routing, residual_PD, norm.weight, norm.eps)
+            y_SND = self.packed.parts(x_PD, routing)
+            return self.packed.add(y_SND, routing, residual_PD, norm.weight, norm.eps)
         return norm.add(self(x_PD, routing), residual_PD)
 
     def packed_nbytes(self) -> dict[str, int]:

@@ -24,6 +24,7 @@ DISPATCHES: dict[DispatchName, type[Local | Replicated | Gather | AllToAll]] = {
     "gather": Gather,
     "all_to_all": AllToAll,
 }
+SAME_TOKENS = Local, Replicated  # what a rank's experts see is what its router saw
 
 
 class MoELayer(nn.Module):
@@ -57,6 +58,12 @@ class MoELayer(nn.Module):
         and experts. after: the norm of what comes next."""
         moves = self.decode if batch.decode else self.prefill
         of = Router(before.weight, before.eps, self.router.weight, self.router.bias, self.top_k)
+        packed = self.experts.packed
+        if packed and packed.routes(self.kernel) and isinstance(moves, SAME_TOKENS):
+            y_SND, routing = packed.routed(x_TD, of)
+            if isinstance(moves, Local):
+                return packed.add(y_SND, routing, x_TD, after.weight, after.eps)
+            return after.add(moves.combine(packed.sum(y_SND, routing), None), x_TD)
         h_TD, routing = norm_route(x_TD, of, self.kernel)
         d = moves.dispatch(h_TD, routing, batch.longest)
         if isinstance(moves, Local):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..mxfp4 import BLOCK
 from ..ops.kernel import Kernel
-from ..ops.route import Routing
+from ..ops.route import Router, Routing
 from ..read import Memory
 
 KNOWN: dict[tuple[Any, ...], bool] = {}  # see unpacks_safely
@@ -33,21 +33,33 @@ class PackedExperts:
         safe = unpacks_safely(kernel, biases[0].device, *sizes, biases[0].dtype)
         self.held = kernel.Experts(*matrices, *biases, *constants, safe)
 
-    def sum(self, x_PD: Tensor, routing: Routing) -> Tensor:
+    def routes(self, kernel: Kernel) -> bool:
+        """Whether `routed` is that kernel's routing too."""
+        return kernel is self._kernel
+
+    def routed(self, x_TD: Tensor, router: Router) -> tuple[Tensor, Routing]:
+        """What `parts` gives for the experts that the router chooses for rms_norm(x), and these."""
+        norm_D, eps, w_ED, b_E, top_k = router
+        of = self._kernel.Router(w_ED, b_E, top_k, norm_D, eps)
+        y_SND, *chosen = self._kernel.route_experts(x_TD, of, self.held)
+        return y_SND, Routing(*chosen)
+
+    def parts(self, x_PD: Tensor, routing: Routing) -> Tensor:
+        """y_SND: of each pair of a token and an expert that is here, in S parts."""
+        y_SND: Tensor = self._kernel.experts(x_PD, routing.expert_ids_TK, self.held)
+        return y_SND
+
+    def sum(self, y_SND: Tensor, routing: Routing) -> Tensor:
         """sum_PD over the experts that are here, weighted."""
-        ids_PK, weights_PK = routing
-        y_SND = self._kernel.experts(x_PD, ids_PK, self.held)
-        sum_PD: Tensor = self._kernel.reduce(y_SND, ids_PK, weights_PK, self.held.slot_E)
+        sum_PD: Tensor = self._kernel.reduce(y_SND, *routing, self.held.slot_E)
         return sum_PD
 
     def add(
-        self, x_PD: Tensor, routing: Routing, residual_PD: Tensor, norm_D: Tensor, eps: float
+        self, y_SND: Tensor, routing: Routing, residual_PD: Tensor, norm_D: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """(residual + sum(x, routing), rms_norm of that), in one launch after the experts."""
-        ids_PK, weights_PK = routing
-        y_SND = self._kernel.experts(x_PD, ids_PK, self.held)
+        """(residual + that sum, rms_norm of it), in one launch."""
         terms = residual_PD, norm_D, eps, self.held.slot_E
-        total, normed = self._kernel.reduce_residual_norm(y_SND, ids_PK, weights_PK, *terms)
+        total, normed = self._kernel.reduce_residual_norm(y_SND, *routing, *terms)
         return total, normed
 
 

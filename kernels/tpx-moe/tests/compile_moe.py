@@ -26,7 +26,7 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 WIDTH = 2880
 SIXTEENS = {"rows", "x_stride", "out_stride", "split_stride", "y_stride"}  # are multiples of 16
 FLOATS = {"alpha", "limit", "eps"}
-INTEGERS = {"pairs", "span", "experts", "top_k", "tokens", "columns", "granules", "stride"}
+INTEGERS = {"pairs", "span", "experts", "tokens", "columns", "granules", "stride"}
 INTEGERS |= SIXTEENS
 WORDS = {"codes": "i16", "scales": "i32", "ids": "i32", "slots": "i32", "order": "i32"}
 WORDS |= {"starts": "i32", "blocks": "u8", "packed": "u8"}
@@ -67,14 +67,15 @@ def gemms(capability: int, dtype: str, table: configs.Table) -> list[dict[str, A
             for gated, tile in ((True, way.gate_up), (False, way.down)):
                 fixed = {
                     **{"COLUMNS": WIDTH, "BN": tile.rows, "BT": tile.tokens, "SPLIT": tile.split},
-                    **{"GRANULES": tile.granules, "PARTED": tile.parted, "HALVES": tile.halves},
-                    **{"GATED": gated, "SORTED": many, "BY_PAIR": True, "SLOTS": 4},
-                    **{"EXPERTS": 32, "HAS_SLOTS": False, "slots": None, "HAS_BIAS": True},
+                    **{"GRANULES": tile.granules, "PARTED": tile.parted, "HALVINGS": tile.halvings},
+                    **{"GATED": gated, "SORTED": many, "BY_PAIR": True, "TOP_K": 4, "SLOTS": 4},
+                    **{"EXPERTS": 32, "CHOOSE": 0 if many else 32, "HAS_SLOTS": False},
+                    **{"slots": None, "HAS_BIAS": True},
                     **{"EXACT": False, "ASM": asm, "DEPENDENT": dependent, "EARLY": not gated},
                     **{"LATE": tile.late, "AHEAD": tile.ahead},
                 }
-                if not many:
-                    fixed |= {"order": None, "starts": None}
+                unused = ("logits", "ids", "weights") if many else ("order", "starts")
+                fixed |= dict.fromkeys(unused)
                 kernel = compiled(
                     gemm_kernels.expert_gemm, capability, dtype, tile.warps, tile.stages, **fixed
                 )

@@ -15,6 +15,7 @@ from .api import (
     reduce_residual_norm,
     residual_norm,
     route,
+    route_experts,
 )
 from .layout import packed_nbytes
 from .packing import Packed, pack, unpack
@@ -35,6 +36,7 @@ __all__ = [
     "reference",
     "residual_norm",
     "route",
+    "route_experts",
     "self_test",
     "unpack",
 ]

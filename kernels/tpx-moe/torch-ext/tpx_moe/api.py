@@ -52,6 +52,13 @@ def experts(x_TD: Tensor, ids_TK: Tensor, held: Experts) -> Tensor:
     return ops.experts(x_TD, ids_TK, *_experts(held))
 
 
+def route_experts(x_TD: Tensor, router: Router, held: Experts) -> tuple[Tensor, Tensor, Tensor]:
+    """(y_SND, ids_TK, weights_TK): experts(h, ids) of what route(x) gives, in a launch less where
+    tokens are few."""
+    y_SND, ids_TK, weights_TK = ops.route_experts(x_TD, *_router(router), *_experts(held))
+    return y_SND, ids_TK, weights_TK
+
+
 def experts_sorted(x_RD: Tensor, counts_e: Tensor, held: Experts) -> Tensor:
     """y_RD of rows sorted by slot, counts_e (on x's device) of each; rows beyond their sum give
     zeros."""

@@ -10,19 +10,20 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .route_kernels import chosen_of, id_of, store_choice
 from .unpack_kernels import unpack
 
 
 @triton.jit(do_not_specialize=["pairs"])
 def expert_gemm(
-    x, codes, scales, bias, out, ids, slots, order, starts,
-    pairs, experts, top_k, rows, x_stride, out_stride, split_stride, alpha, limit,
+    x, codes, scales, bias, out, logits, ids, weights, slots, order, starts,
+    pairs, experts, rows, x_stride, out_stride, split_stride, alpha, limit,
     COLUMNS: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, GRANULES: tl.constexpr,
-    SPLIT: tl.constexpr, PARTED: tl.constexpr, HALVES: tl.constexpr,
-    GATED: tl.constexpr, SORTED: tl.constexpr, BY_PAIR: tl.constexpr, SLOTS: tl.constexpr,
-    EXPERTS: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_BIAS: tl.constexpr, EXACT: tl.constexpr,
-    ASM: tl.constexpr, DEPENDENT: tl.constexpr, EARLY: tl.constexpr, LATE: tl.constexpr,
-    AHEAD: tl.constexpr,
+    SPLIT: tl.constexpr, PARTED: tl.constexpr, HALVINGS: tl.constexpr,
+    GATED: tl.constexpr, SORTED: tl.constexpr, BY_PAIR: tl.constexpr, TOP_K: tl.constexpr,
+    SLOTS: tl.constexpr, EXPERTS: tl.constexpr, CHOOSE: tl.constexpr, HAS_SLOTS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, EXACT: tl.constexpr, ASM: tl.constexpr, DEPENDENT: tl.constexpr,
+    EARLY: tl.constexpr, LATE: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """out = x times the matrix of each row's expert, of tiles of BN rows by BT tokens.
 
@@ -31,10 +32,12 @@ def expert_gemm(
     bias.
     SORTED: places are those of `order` (pairs by slot; starts [experts + 1]), program 1 is a block
     of BT places. Else places are pairs, column t of the tile is token t (BT is at least their
-    number, SLOTS at least top_k), and program 1 is a pair whose slot no earlier pair has (BY_PAIR)
+    number, SLOTS at least TOP_K), and program 1 is a pair whose slot no earlier pair has (BY_PAIR)
     or a slot. Programs without work leave.
-    PARTED: four dots of 16 columns a granule, else one of 64. HALVES: half tiles for up to half
-    the tokens, where SORTED.
+    CHOOSE: the experts of each token, of which there are that many, are chosen here, by its logits
+    [tokens, CHOOSE]; GATED writes them to ids and weights. EXPERTS is at least that, or `experts`.
+    PARTED: four dots of 16 columns a granule, else one of 64. HALVINGS: how often a tile may be
+    halved where so many tokens fit, where SORTED.
     DEPENDENT: launched before the kernel before it has ended. EARLY: that kernel had itself waited
     before it let this one start, so what both read can be read before waiting (past the L1).
     LATE: the next one may start when the product is there, instead of at once. AHEAD: granules of
@@ -45,15 +48,17 @@ def expert_gemm(
     tile = tile // SPLIT
     if DEPENDENT and not EARLY:
         _wait(LATE)
-    here = tl.arange(0, BT)
     if SORTED:
         slot, place, count, pair = _block(order, starts, experts, BT, EXPERTS)
-        source = pair // top_k if GATED else place
+        source = pair // TOP_K if GATED else place
         target = place if GATED else pair
-        here = here < count
     else:
-        slot, count, target = _entry(ids, slots, pairs, top_k, BT, SLOTS, BY_PAIR, HAS_SLOTS)
-        source = here if GATED else target
+        if CHOOSE:
+            chosen = _choose(logits, ids, weights, pairs, BT, TOP_K, SLOTS, CHOOSE, EXPERTS, GATED)
+        else:
+            chosen = _known(ids, pairs, BT, TOP_K, SLOTS)
+        slot, count, target = _entry(chosen, slots, TOP_K, BT, SLOTS, BY_PAIR, HAS_SLOTS)
+        source = tl.arange(0, BT) if GATED else target
         here = target >= 0
     if DEPENDENT and EARLY:
         if AHEAD > 0:
@@ -61,19 +66,44 @@ def expert_gemm(
         _wait(LATE)
     if count == 0:
         return
-    if SORTED and HALVES and count <= BT // 2:
-        half: tl.constexpr = BT // 2
-        _tile(
-            x, codes, scales, bias, out, slot, tile, part, tl.arange(0, half) < count,
-            _first(source, BT, half), _first(target, BT, half), rows, x_stride, out_stride,
-            split_stride, alpha, limit, COLUMNS, BN, half, GRANULES, SPLIT, PARTED, GATED, HAS_BIAS,
-            EXACT, ASM, DEPENDENT and LATE,
-        )  # fmt: skip
-    else:
+    if not SORTED:
         _tile(
             x, codes, scales, bias, out, slot, tile, part, here, source, target, rows, x_stride,
             out_stride, split_stride, alpha, limit, COLUMNS, BN, BT, GRANULES, SPLIT, PARTED, GATED,
             HAS_BIAS, EXACT, ASM, DEPENDENT and LATE,
+        )  # fmt: skip
+    else:
+        _halved(
+            x, codes, scales, bias, out, slot, tile, part, count, source, target, rows, x_stride,
+            out_stride, split_stride, alpha, limit, COLUMNS, BN, BT, GRANULES, SPLIT, PARTED,
+            HALVINGS, GATED, HAS_BIAS, EXACT, ASM, DEPENDENT and LATE,
+        )  # fmt: skip
+
+
+@triton.jit
+def _halved(
+    x, codes, scales, bias, out, slot, tile, part, count, source, target, rows,
+    x_stride, out_stride, split_stride, alpha, limit,
+    COLUMNS: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, GRANULES: tl.constexpr,
+    SPLIT: tl.constexpr, PARTED: tl.constexpr, HALVINGS: tl.constexpr, GATED: tl.constexpr,
+    HAS_BIAS: tl.constexpr, EXACT: tl.constexpr, ASM: tl.constexpr, THEN_NEXT: tl.constexpr,
+):  # fmt: skip
+    """The tile of the first `count` places: its half if that is enough, and so on, HALVINGS
+    times."""
+    if HALVINGS > 0 and count <= BT // 2:
+        half: tl.constexpr = BT // 2
+        fewer: tl.constexpr = HALVINGS - 1
+        _halved(
+            x, codes, scales, bias, out, slot, tile, part, count, _first(source, BT, half),
+            _first(target, BT, half), rows, x_stride, out_stride, split_stride, alpha, limit,
+            COLUMNS, BN, half, GRANULES, SPLIT, PARTED, fewer, GATED, HAS_BIAS, EXACT, ASM,
+            THEN_NEXT,
+        )  # fmt: skip
+    else:
+        _tile(
+            x, codes, scales, bias, out, slot, tile, part, tl.arange(0, BT) < count, source, target,
+            rows, x_stride, out_stride, split_stride, alpha, limit, COLUMNS, BN, BT, GRANULES,
+            SPLIT, PARTED, GATED, HAS_BIAS, EXACT, ASM, THEN_NEXT,
         )  # fmt: skip
 
 
@@ -159,25 +189,49 @@ def _first(values, LENGTH: tl.constexpr, HALF: tl.constexpr):
 
 
 @triton.jit
+def _choose(
+    logits, ids, weights, pairs,
+    BT: tl.constexpr, TOP_K: tl.constexpr, SLOTS: tl.constexpr, E: tl.constexpr,
+    EXPERTS: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """The expert of each pair [BT, SLOTS], -1 where there is none, and once in the launch of the
+    GATED matrix its token's experts and their weights to memory."""
+    t = tl.arange(0, BT)
+    k = tl.arange(0, SLOTS)[None, :]
+    best = chosen_of(logits, t, pairs // TOP_K, EXPERTS, E, TOP_K, SLOTS)
+    if GATED and tl.program_id(0) + tl.program_id(1) == 0:
+        kind: tl.constexpr = logits.dtype.element_ty
+        store_choice(best, t, pairs // TOP_K, ids, weights, EXPERTS, TOP_K, kind)
+    there = (k < TOP_K) & (t[:, None] * TOP_K < pairs)
+    return tl.where(there, id_of(best, EXPERTS), -1)
+
+
+@triton.jit
+def _known(ids, pairs, BT: tl.constexpr, TOP_K: tl.constexpr, SLOTS: tl.constexpr):
+    """As _choose, of ids in memory."""
+    k = tl.arange(0, SLOTS)[None, :]
+    pair = tl.arange(0, BT)[:, None] * TOP_K + k
+    there = (k < TOP_K) & (pair < pairs)
+    return tl.load(ids + pair, mask=there, other=-1, cache_modifier=".cg").to(tl.int32)
+
+
+@triton.jit
 def _entry(
-    ids, slots, pairs, top_k,
-    BT: tl.constexpr, SLOTS: tl.constexpr, BY_PAIR: tl.constexpr, HAS_SLOTS: tl.constexpr,
+    chosen, slots,
+    TOP_K: tl.constexpr, BT: tl.constexpr, SLOTS: tl.constexpr, BY_PAIR: tl.constexpr,
+    HAS_SLOTS: tl.constexpr,
 ):  # fmt: skip
     """The slot that this program computes, its number of pairs (0: none here) and each token's pair
     or -1. Of few numbers, since the first codes wait for it."""
     entry = tl.program_id(1)
-    k = tl.arange(0, SLOTS)[None, :]
-    pair = tl.arange(0, BT)[:, None] * top_k + k
-    known = (k < top_k) & (pair < pairs)
-    slot_of = tl.load(ids + pair, mask=known, other=-1, cache_modifier=".cg").to(tl.int32)
+    pair = tl.arange(0, BT)[:, None] * TOP_K + tl.arange(0, SLOTS)[None, :]
+    if HAS_SLOTS:
+        chosen = tl.load(slots + chosen, mask=chosen >= 0, other=-1)
     slot = entry
     if BY_PAIR:
-        slot = tl.load(ids + entry, cache_modifier=".cg").to(tl.int32)
-    if HAS_SLOTS:
-        slot_of = tl.load(slots + slot_of, mask=slot_of >= 0, other=-1)
-        if BY_PAIR:
-            slot = tl.load(slots + slot, mask=slot >= 0, other=-1)
-    match = (slot_of == slot) & (slot_of >= 0)
+        mine = tl.where((pair == entry) & (chosen >= 0), chosen, -1)
+        slot = tl.max(tl.max(mine, axis=1), axis=0)
+    match = (chosen == slot) & (chosen >= 0)
     count = tl.sum(tl.sum(match.to(tl.int32), axis=1), axis=0)
     if BY_PAIR:
         earlier = match & (pair < entry)

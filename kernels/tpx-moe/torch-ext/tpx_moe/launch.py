@@ -76,28 +76,24 @@ class Held(NamedTuple):
 def route(x: Tensor, router: Router, mode: Mode, strip: Strip = ROUTE) -> tuple[Tensor, Chosen]:
     """The normed x, and its experts."""
     norm, w, b, top_k, eps = router
-    x = x.contiguous()
     dependent = mode.dependent
     (tokens, width), experts = x.shape, w.shape[0]
-    h = x if norm is None else x.new_empty(x.shape)
-    chosen = Chosen(x.new_empty(tokens, top_k, dtype=torch.int32), x.new_empty(tokens, top_k))
-    shape = {"WIDTH": width, "E": experts, "HAS_NORM": norm is not None, "DEPENDENT": dependent}
+    chosen = _chosen(x, top_k)
     slots = triton.next_power_of_2(top_k)
     if tokens > FEW_TOKENS and mode.tensor_cores:
+        x = x.contiguous()
+        h = x if norm is None else x.new_empty(x.shape)
         padded = max(16, triton.next_power_of_2(experts))
         block = min(strip.block, max(16, ROUTE_BYTES // (padded * w.element_size())))
         route_kernel[(triton.cdiv(tokens, strip.rows),)](
-            x, norm, w, b, h, *chosen, tokens, eps, ROWS=strip.rows, BLOCK=block,
-            EXPERTS=padded, TOP_K=top_k, SLOTS=slots, num_warps=strip.warps,
-            num_stages=strip.stages, **shape, **_options(dependent),
+            x, norm, w, b, h, *chosen, tokens, eps, WIDTH=width, ROWS=strip.rows, BLOCK=block,
+            E=experts, EXPERTS=padded, TOP_K=top_k, SLOTS=slots, HAS_NORM=norm is not None,
+            DEPENDENT=dependent, num_warps=strip.warps, num_stages=strip.stages,
+            **_options(dependent),
         )  # fmt: skip
-    elif tokens:
-        logits = x.new_empty(tokens, experts)
-        block = triton.next_power_of_2(triton.cdiv(width, 3))
-        logits_kernel[(tokens, triton.cdiv(experts, EACH))](
-            x, norm, w, b, h, logits, eps, BLOCK=block, EACH=EACH, num_warps=4,
-            **shape, **_options(dependent),
-        )  # fmt: skip
+        return h, chosen
+    h, logits = _logits(x, router, dependent)
+    if tokens:
         choose_kernel[(tokens,)](
             logits, *chosen, tokens, ROWS=1, EXPERTS=triton.next_power_of_2(experts), E=experts,
             TOP_K=top_k, SLOTS=slots, DEPENDENT=dependent, num_warps=1, **_options(dependent),
@@ -105,9 +101,48 @@ def route(x: Tensor, router: Router, mode: Mode, strip: Strip = ROUTE) -> tuple[
     return h, chosen
 
 
-def experts(x: Tensor, chosen: Chosen, held: Held, way: Way, mode: Mode) -> Tensor:
+def _chosen(x: Tensor, top_k: int) -> Chosen:
+    tokens = x.shape[0]
+    return Chosen(x.new_empty(tokens, top_k, dtype=torch.int32), x.new_empty(tokens, top_k))
+
+
+def _logits(x: Tensor, router: Router, dependent: bool) -> tuple[Tensor, Tensor]:
+    """The normed x, and the router's logits of it [T, E], for few tokens."""
+    norm, w, b, _, eps = router
+    x = x.contiguous()
+    (tokens, width), experts = x.shape, w.shape[0]
+    h = x if norm is None else x.new_empty(x.shape)
+    logits = x.new_empty(tokens, experts)
+    if tokens:
+        logits_kernel[(tokens, triton.cdiv(experts, EACH))](
+            x, norm, w, b, h, logits, eps, WIDTH=width, E=experts, EACH=EACH,
+            BLOCK=triton.next_power_of_2(triton.cdiv(width, 3)), HAS_NORM=norm is not None,
+            DEPENDENT=dependent, num_warps=4, **_options(dependent),
+        )  # fmt: skip
+    return h, logits
+
+
+def route_experts(
+    x: Tensor, router: Router, held: Held, way: Way, mode: Mode
+) -> tuple[Tensor, Chosen]:
+    """y as `experts` gives it for rms_norm(x), and the experts that this chose: where tokens are
+    few, the first matrix's kernel chooses."""
+    chosen = _chosen(x, router.top_k)
+    h, logits = _logits(x, router, mode.dependent)
+    return experts(h, chosen, held, way, mode, logits), chosen
+
+
+def experts(
+    x: Tensor,
+    chosen: Chosen,
+    held: Held,
+    way: Way,
+    mode: Mode,
+    logits: Tensor | None = None,
+) -> Tensor:
     """y [split, T * K, rows of down]: every pair's expert in parts to be added; float32 in decode,
-    else x's dtype. Rows of pairs elsewhere are not written."""
+    else x's dtype. Rows of pairs elsewhere are not written. logits [T, E] of few tokens: `chosen`
+    is written here, by them."""
     x, chosen = x.contiguous(), Chosen(chosen.ids.contiguous(), chosen.weights)
     tokens, top_k = chosen.ids.shape
     pairs, many = tokens * top_k, tokens > DECODE_TOKENS
@@ -117,7 +152,7 @@ def experts(x: Tensor, chosen: Chosen, held: Held, way: Way, mode: Mode) -> Tens
     if pairs and len(held.gate_up.codes):
         count = len(held.gate_up.codes)
         places = sort(chosen.ids, held.slots, count, mode.dependent) if many else None
-        _both(x, h, y, chosen, places, held, way, mode)
+        _both(x, h, y, chosen, logits, places, held, way, mode)
     return y
 
 
@@ -131,7 +166,7 @@ def experts_sorted(x: Tensor, counts: Tensor, held: Held, way: Way, mode: Mode) 
         order = torch.arange(rows, dtype=torch.int32, device=x.device)
         starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
         chosen = Chosen(order.unsqueeze(1), None)
-        _both(x, h, y, chosen, (order, starts), held, way, mode)
+        _both(x, h, y, chosen, None, (order, starts), held, way, mode)
     return y[0]
 
 
@@ -159,17 +194,19 @@ def _both(
     h: Tensor,
     y: Tensor,
     chosen: Chosen,
+    logits: Tensor | None,
     places: tuple[Tensor, Tensor] | None,
     held: Held,
     way: Way,
     mode: Mode,
 ) -> None:
+    rest = chosen, logits, places, held, mode
     if h.shape[1]:
-        gemm(x, held.gate_up, held.gate_up_bias, h, True, way.gate_up, chosen, places, held, mode)
-    gemm(h, held.down, held.down_bias, y, False, way.down, chosen, places, held, mode)
+        _gemm(x, held.gate_up, held.gate_up_bias, h, True, way.gate_up, *rest)
+    _gemm(h, held.down, held.down_bias, y, False, way.down, *rest)
 
 
-def gemm(
+def _gemm(
     x: Tensor,
     weight: Packed,
     bias: Tensor | None,
@@ -177,24 +214,27 @@ def gemm(
     gated: bool,
     tile: Tile,
     chosen: Chosen,
+    logits: Tensor | None,
     places: tuple[Tensor, Tensor] | None,
     held: Held,
     mode: Mode,
 ) -> None:
     """One matrix of all pairs; the arguments as in expert_gemm."""
     pairs, top_k, experts = chosen.ids.numel(), chosen.ids.shape[1], len(weight.codes)
+    routed = 0 if logits is None else logits.shape[1]
     order, starts = places or (None, None)
     blocks = min(pairs, experts) + (pairs // tile.tokens if places else 0)
     grid = (triton.cdiv(weight.rows, tile.rows) * tile.split, blocks)
     expert_gemm[grid](
         x, _words(weight.codes, torch.int16), _words(weight.scales, torch.int32), bias, out,
-        chosen.ids, held.slots, order, starts, pairs, experts, top_k, weight.rows,
+        logits, *chosen, held.slots, order, starts, pairs, experts, weight.rows,
         x.stride(0), out.stride(-2), out.stride(0) if out.dim() == 3 else 0, held.alpha, held.limit,
         COLUMNS=weight.columns, BN=tile.rows, BT=tile.tokens, GRANULES=tile.granules,
-        SPLIT=tile.split, PARTED=tile.parted, HALVES=tile.halves, GATED=gated,
-        SORTED=places is not None, BY_PAIR=pairs < experts, SLOTS=triton.next_power_of_2(top_k),
-        EXPERTS=triton.next_power_of_2(experts), HAS_SLOTS=held.slots is not None,
-        HAS_BIAS=bias is not None, EXACT=weight.exact, ASM=mode.asm, DEPENDENT=mode.dependent,
+        SPLIT=tile.split, PARTED=tile.parted, HALVINGS=tile.halvings, GATED=gated,
+        SORTED=places is not None, BY_PAIR=pairs < experts, TOP_K=top_k,
+        SLOTS=triton.next_power_of_2(top_k), EXPERTS=triton.next_power_of_2(routed or experts),
+        CHOOSE=routed, HAS_SLOTS=held.slots is not None, HAS_BIAS=bias is not None,
+        EXACT=weight.exact, ASM=mode.asm, DEPENDENT=mode.dependent,
         EARLY=not gated and weight.columns > 0,  # else nothing came between ids and this
         LATE=tile.late, AHEAD=tile.ahead, num_warps=tile.warps,
         num_stages=tile.stages, **_options(mode.dependent),

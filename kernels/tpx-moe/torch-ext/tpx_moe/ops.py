@@ -53,12 +53,35 @@ def experts(x, ids, *weights):
 
 @fake("experts")
 def _(x, ids, *weights):
-    tokens, top_k = ids.shape
+    return _parts(x, *ids.shape, _experts_of(*weights))
+
+
+def _parts(x, tokens: int, top_k: int, experts: int):
+    """What `experts` gives, without its numbers."""
     if not _runs(x):
         return x.new_empty(1, tokens * top_k, x.shape[1])
-    split = _way(x, tokens, top_k, _experts_of(*weights)).down.split
+    split = _way(x, tokens, top_k, experts).down.split
     dtype = configs.partial_dtype(tokens, x.dtype)
     return x.new_empty(split, tokens * top_k, x.shape[1], dtype=dtype)
+
+
+@_define("route_experts", f"Tensor x, {ROUTER}, {WEIGHTS}", "(Tensor, Tensor, Tensor)")
+def route_experts(x, norm, w, b, top_k, eps, *weights):
+    few = x.shape[0] <= configs.DECODE_TOKENS
+    if few and _runs(x) and weights[0].numel() and _units_of(*weights):
+        router, way = launch.Router(norm, w, b, top_k, eps), _way(x, x.shape[0], top_k, w.shape[0])
+        held, mode = _launched(x, *weights), _mode(x, weights[-1])
+        y, (ids, shares) = launch.route_experts(x, router, held, way, mode)
+        return y, ids, shares
+    h, ids, shares = route(x, norm, w, b, top_k, eps)
+    return experts(x if norm is None else h, ids, *weights), ids, shares
+
+
+@fake("route_experts")
+def _(x, norm, w, b, top_k, eps, *weights):
+    tokens = x.shape[0]
+    ids = x.new_empty(tokens, top_k, dtype=torch.int32)
+    return _parts(x, tokens, top_k, w.shape[0]), ids, x.new_empty(tokens, top_k)
 
 
 @_define("experts_sorted", f"Tensor x, Tensor counts, {WEIGHTS}", "Tensor")
@@ -129,6 +152,10 @@ def _experts_of(gate_up, *rest) -> int:
     """How many the router chooses from."""
     slots = rest[8]
     return len(gate_up) if slots is None else len(slots)
+
+
+def _units_of(gate_up, gate_up_scales, exact, down, down_scales, down_exact, units, *rest) -> int:
+    return units
 
 
 def _held(

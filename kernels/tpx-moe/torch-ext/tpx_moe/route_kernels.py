@@ -68,6 +68,18 @@ def store_choice(
 
 
 @triton.jit
+def chosen_of(
+    logits, row, tokens,
+    EXPERTS: tl.constexpr, E: tl.constexpr, TOP_K: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Keys of the TOP_K largest logits [tokens, E] of rows: [R, SLOTS]."""
+    e = tl.arange(0, EXPERTS)[None, :]
+    there = (row < tokens)[:, None] & (e < E)
+    values = tl.load(logits + row[:, None] * E + e, mask=there, other=0.0, cache_modifier=".cg")
+    return top_k_of(keys_of(values, e, E, EXPERTS), EXPERTS, TOP_K, SLOTS)
+
+
+@triton.jit
 def logits_kernel(
     x, norm, w, b, normed, logits, eps,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, E: tl.constexpr, EACH: tl.constexpr,
@@ -127,11 +139,7 @@ def choose_kernel(
         gdc_wait()
         gdc_launch_dependents()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    e = tl.arange(0, EXPERTS)[None, :]
-    values = tl.load(
-        logits + row[:, None] * E + e, mask=(row < tokens)[:, None] & (e < E), other=0.0
-    )
-    best = top_k_of(keys_of(values, e, E, EXPERTS), EXPERTS, TOP_K, SLOTS)
+    best = chosen_of(logits, row, tokens, EXPERTS, E, TOP_K, SLOTS)
     store_choice(best, row, tokens, ids, weights, EXPERTS, TOP_K, logits.dtype.element_ty)
 
 

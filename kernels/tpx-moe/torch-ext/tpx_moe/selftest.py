@@ -85,8 +85,11 @@ def _launch(
     where = held.gate_up.codes.device
     x = torch.randn(tokens, held.gate_up.columns, device=where, dtype=dtype)
     ids = torch.arange(tokens * TOP_K, device=where, dtype=torch.int32) % EXPERTS
-    chosen = launch.Chosen(ids.view(tokens, TOP_K), None)
-    return x, chosen.ids, launch.experts(x, chosen, held, way, device.mode(where, dtype))
+    chosen, logits = launch.Chosen(ids.view(tokens, TOP_K), x.new_empty(tokens, TOP_K)), None
+    if tokens <= configs.DECODE_TOKENS:
+        logits = torch.randn(tokens, EXPERTS, device=where, dtype=dtype)
+    y = launch.experts(x, chosen, held, way, device.mode(where, dtype), logits)
+    return x, chosen.ids, y
 
 
 def _is_right(tokens: int, way: Way, held: launch.Held, dtype: torch.dtype) -> bool:
