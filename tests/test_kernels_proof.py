@@ -8,10 +8,13 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from ranks import ranks
 
+from tpx.comm import Groups
 from tpx.kernels import Choice, Device, Kernels, read_wanted
 from tpx.kernels.loaded import Loaded
-from tpx.models.proof import Shapes, prove
+from tpx.mesh import Mesh
+from tpx.models.proof import Shapes, agreed, prove
 from tpx.moe.packed import KNOWN, unpacks_safely
 
 CPU = torch.device("cpu")
@@ -132,3 +135,28 @@ def test_errors_are_kept_too(tmp_path):
     for _ in range(2):
         assert "sample" not in prove(before, CPU, SHAPES).modules
     assert len(before.modules["linear"].given) == 1
+
+
+def test_ranks_do_without_what_one_of_them_does_without():
+    found = ranks(2).run(proved)
+    off = (
+        ("off", "rank 1 does without"),
+        ("off", "tpx_attention 1 is off by 0.12 on this GPU, at most 0.01"),
+    )
+    for rank in (0, 1):
+        assert found[rank] == {
+            "attention": ("local", "the default"),
+            "linear": off[rank],
+            "sample": ("local", "the default"),
+            "route": ("hub", "as asked"),
+        }
+
+
+def proved() -> dict[str, tuple[str, str]]:
+    """What this rank uses and why, where the second one's `linear` is wrong."""
+    rank = torch.distributed.get_rank()
+    before = loaded(RIGHT | {"linear_decode 8x4": 0.125 if rank else 1e-3})
+    world = Groups(Mesh(tp=2, edp=2), rank, CPU)["world"]
+    found = agreed(prove(before, CPU, SHAPES), world)
+    assert [*found.modules] == ["attention", "sample", "route"]
+    return {c.operation: (c.source, c.reason) for c in found.chosen.choices}

@@ -55,8 +55,8 @@ class AsyncEngine:
         self._answers = dict[int, list[Answer]]()  # by the number of the request
         self._streams = dict[int, _Stream]()
         self._count = 0
-        self._thread = threading.Thread(target=self._serve, name="tpx.AsyncEngine", daemon=True)
         if self.leads:
+            self._thread = threading.Thread(target=self._serve, name="tpx.AsyncEngine", daemon=True)
             self._thread.start()
 
     async def generate(self, request: Request) -> AsyncGenerator[Piece, None]:

@@ -34,7 +34,7 @@ from .hub import AUTO
 from .launch.fetch_bar import fetch_bar
 from .mesh import Mesh
 from .models.load import load_model
-from .models.proof import compile_trials, prove, shapes
+from .models.proof import agreed, compile_trials, prove, shapes
 from .params import Request, SamplingParams
 from .plan.buffers import STEP_TOKENS
 from .plan.fetch import fetched
@@ -107,7 +107,7 @@ class LLM:
         self.context = wanted.context
         asked = shapes(rank_plan, self.dtype)
         compile_trials(self.kernels, self.device, asked, self.groups["node"])
-        self.kernels = prove(self.kernels, self.device, asked)
+        self.kernels = agreed(prove(self.kernels, self.device, asked), everyone)
         writer, kept = self.worker.progress(), stored_nbytes(rank_plan)
         here, told = ranks_here(self.worker.place), self.worker.place.world > 1
         with (
@@ -180,6 +180,7 @@ class LLM:
     def close(self) -> None:
         """Lets go of the model, and ends the groups made for it. All ranks call it."""
         if hasattr(self, "model"):
+            self.session.engine.runner.release()
             del self.model, self.session
             self.groups.close()
 

@@ -7,6 +7,8 @@ many repeat the first one, so that they touch no other expert. Knows requests' p
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -80,6 +82,8 @@ class Runner:
         self._last = dict[int, int]()  # request's id -> its row of the last step
         captured = static and device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if captured else None
+        if captured:  # before the groups end at exit, which was registered earlier
+            atexit.register(_release, weakref.ref(self))
 
     def shape(self, chunks: Sequence[Chunk]) -> Shape | None:
         """The least shape that the chunks fit; None: they are not one token each that another
@@ -104,6 +108,14 @@ class Runner:
         self._last = {request.id: row for row, request in enumerate(requests)}
         return step.land(len(chunks))
 
+    def release(self) -> None:
+        """Lets go of the graphs. NCCL's groups wait, when they end, for those that hold their
+        collectives."""
+        for step in self._steps.values():
+            if step.graph is not None:
+                step.graph.reset()
+        self._steps.clear()
+
     def _step(self, shape: Shape) -> _Step:
         if shape not in self._steps:
             self._steps[shape] = _Step(shape, self)
@@ -121,6 +133,7 @@ class _Step:
         pin = runner.device.type == "cuda"
         self.landed = [torch.zeros(shape.rows, dtype=torch.int64, pin_memory=pin) for _ in "ab"]
         self.turn = 0
+        self.graph: Any = None
         self.replay = self._captured(runner)
 
     def run(self, chunks: Sequence[Chunk], sources: Sequence[int]) -> None:
@@ -157,13 +170,19 @@ class _Step:
             for _ in range(WARM_UPS):
                 compute()
         torch.cuda.current_stream().wait_stream(stream)
-        graph: Any = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=runner._pool):
+        self.graph = torch.cuda.CUDAGraph()
+        # What another thread asks of the device, as torch's watchdog does, is no fault of this one.
+        with torch.cuda.graph(self.graph, pool=runner._pool, capture_error_mode="thread_local"):
             compute()
         runner._known.copy_(kept)
         tick(STEP)
-        replay: Callable[[], None] = graph.replay
+        replay: Callable[[], None] = self.graph.replay
         return replay
+
+
+def _release(reference: weakref.ref[Runner]) -> None:
+    if (runner := reference()) is not None:
+        runner.release()
 
 
 def captures(

@@ -9,6 +9,7 @@ ahead.py.
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import math
 from dataclasses import replace
@@ -118,6 +119,24 @@ def prove(loaded: Loaded, device: torch.device, shapes: Shapes) -> Loaded:
     if "experts" in modules:
         try_unpacking(modules["experts"], device, shapes)
     return Loaded(replace(loaded.chosen, choices=tuple(chosen)), modules)
+
+
+def agreed(loaded: Loaded, world: Group) -> Loaded:
+    """Without the kernels that another rank does without: ranks that compute in other ways would
+    meet in other collectives. All ranks call it together."""
+    told = world.gather_bytes(json.dumps([*loaded.modules]).encode(), "kernels.proved")
+    without = dict[str, int]()
+    for rank, names in enumerate(map(json.loads, told)):
+        for operation in loaded.modules.keys() - set(names):
+            without.setdefault(operation, rank)
+    modules = {o: module for o, module in loaded.modules.items() if o not in without}
+    choices = tuple(
+        Choice(c.operation, "off", "", "", "", f"rank {without[c.operation]} does without")
+        if c.operation in without
+        else c
+        for c in loaded.chosen.choices
+    )
+    return Loaded(replace(loaded.chosen, choices=choices), modules)
 
 
 def errors(module: ModuleType, device: torch.device, shapes: Shapes) -> dict[str, float]:

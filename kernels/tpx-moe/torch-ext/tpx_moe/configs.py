@@ -17,9 +17,9 @@ DECODE_TOKENS = 8  # more are sorted by expert
 class Tile(NamedTuple):
     """rows, tokens: of a program's tile. granules: of 64 columns, in a step of its loop (even).
     split: programs that share the columns. parted: four dots of 16 a granule instead of one of 64.
-    halvings: how often it may be halved where so few tokens are left. Where kernels overlap: late: the
-    next one starts when the product is there, instead of at once; ahead: granules of down, 0 or a
-    power of two, that are fetched into the L2 before gate_up has ended."""
+    halvings: how often it may be halved where so few tokens are left. Where kernels overlap: late:
+    the next one starts when the product is there, instead of at once; ahead: granules of down, 0 or
+    a power of two, that are fetched into the L2 before gate_up has ended."""
 
     rows: int
     tokens: int
