@@ -26,6 +26,7 @@ from tpx_moe import (
     packed_nbytes,
     reduce_residual_norm,
     route,
+    route_experts,
     self_test,
 )
 
@@ -111,8 +112,7 @@ def measure(tokens: int, layers: list[tuple[Router, Experts]], rate: float) -> d
 
     def whole() -> None:
         for x, (router, held) in zip(inputs, layers, strict=True):
-            h, ids, weights = route(x, router)
-            y = experts(h, ids, held)
+            y, ids, weights = route_experts(x, router, held)
             reduce_residual_norm(y, ids, weights, x, router.norm_D)
 
     def alone() -> None:

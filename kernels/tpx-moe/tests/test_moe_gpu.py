@@ -7,7 +7,15 @@ import pytest
 import torch
 from moe_numbers import Layer, distance, layer
 from torch import Tensor
-from tpx_moe import experts, experts_sorted, reduce_residual_norm, reference, route, self_test
+from tpx_moe import (
+    experts,
+    experts_sorted,
+    reduce_residual_norm,
+    reference,
+    route,
+    route_experts,
+    self_test,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -68,6 +76,10 @@ def check(case: Layer, tokens: int, dtype: torch.dtype = torch.bfloat16) -> None
     right = exact(case, h, ids)
     assert distance(y.double().sum(0)[here], right[here]) < BOUND[dtype]
     assert torch.equal(experts(h, ids, case.held)[:, here], y[:, here])
+    together = route_experts(x, case.router, case.held)
+    assert torch.equal(together[0][:, here], y[:, here])
+    assert torch.equal(together[1], ids)
+    assert torch.equal(together[2], weights)
     plain = experts(h, ids, case.held._replace(safe=True))
     assert torch.equal(plain[:, here], y[:, here])
     poison()
@@ -135,8 +147,7 @@ def test_a_graph_holds_a_layer_and_follows_its_inputs(wide, tokens):
     x = torch.randn(tokens, 2880, device="cuda", dtype=torch.bfloat16)
 
     def run() -> tuple[Tensor, Tensor]:
-        h, ids, weights = route(x, wide.router)
-        y = experts(h, ids, wide.held)
+        y, ids, weights = route_experts(x, wide.router, wide.held)
         return reduce_residual_norm(y, ids, weights, x, wide.router.norm_D)
 
     run()

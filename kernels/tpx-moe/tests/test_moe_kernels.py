@@ -14,6 +14,7 @@ from tpx_moe.configs import DECODE_TOKENS, Tile, Way
 from tpx_moe.device import Mode
 
 launch = pytest.importorskip("tpx_moe.launch", reason="needs triton")
+routing = pytest.importorskip("tpx_moe.routing", reason="needs triton")
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's tests"),
     pytest.mark.filterwarnings("ignore:overflow encountered in exp"),  # sigmoid of -100 is 0
@@ -37,9 +38,9 @@ def _seeded_and_poisoned(monkeypatch, request):
     monkeypatch.setattr(Tensor, "new_empty", new_empty)
 
 
-def routed(case: Layer) -> tuple[Tensor, launch.Chosen]:
+def routed(case: Layer) -> tuple[Tensor, routing.Chosen]:
     r = case.router
-    return launch.route(case.x, launch.Router(r.norm_D, r.w_ED, r.b_E, r.top_k, r.eps), PLAIN)
+    return routing.route(case.x, routing.Router(r.norm_D, r.w_ED, r.b_E, r.top_k, r.eps), PLAIN)
 
 
 def held(case: Layer) -> launch.Held:
@@ -55,7 +56,7 @@ def run(case: Layer, way: Way) -> Tensor:
     out = launch.reduce(y, chosen, case.held.slot_E, case.x, None, 0.0, False)[0]
     if 0 < len(case.x) <= DECODE_TOKENS and case.held.gate_up.codes.numel():
         r = case.router
-        router = launch.Router(r.norm_D, r.w_ED, r.b_E, r.top_k, r.eps)
+        router = routing.Router(r.norm_D, r.w_ED, r.b_E, r.top_k, r.eps)
         y, found = launch.route_experts(case.x, router, held(case), way, PLAIN)
         assert torch.equal(found.ids, chosen.ids)
         assert torch.equal(found.weights, chosen.weights)
@@ -84,6 +85,7 @@ DECODE = {
     "a tile of 128 rows, of which half exist": ((1, 64, 32, 2, 1), ways(rows=128)),
     "one granule a step": ((1, 192, 32, 2, 1), ways(granules=1)),
     "four granules a step": ((1, 192, 32, 2, 1), ways(granules=4)),
+    "one token of every expert": ((1, 64, 32, 2, 2), ways()),
     "every expert of every token": ((5, 64, 32, 2, 2), ways()),
     "a tile of more tokens than there are": ((8, 64, 32, 1, 1), ways(tokens=16)),
 }
@@ -175,7 +177,7 @@ def test_float16():
 @pytest.mark.parametrize("tokens", [1, 18])
 @pytest.mark.parametrize("norm", [False, True])
 def test_route(tokens, norm, monkeypatch):
-    monkeypatch.setattr(launch, "FEW_TOKENS", 16)
+    monkeypatch.setattr(routing, "FEW_TOKENS", 16)
     case = layer(tokens, 96, 0, 5, 3)
     if not norm:
         case = case._replace(router=case.router._replace(norm_D=None))
@@ -189,11 +191,11 @@ def test_route(tokens, norm, monkeypatch):
 
 @pytest.mark.parametrize("strip", [(32, 64, 1, 1), (16, 32, 1, 1)])
 def test_route_in_other_strips(strip, monkeypatch):
-    monkeypatch.setattr(launch, "FEW_TOKENS", 16)
+    monkeypatch.setattr(routing, "FEW_TOKENS", 16)
     case = layer(35, 96, 0, 5, 3)
     r = case.router
-    router = launch.Router(r.norm_D, r.w_ED, r.b_E, r.top_k, r.eps)
-    h, chosen = launch.route(case.x, router, PLAIN, launch.Strip(*strip))
+    router = routing.Router(r.norm_D, r.w_ED, r.b_E, r.top_k, r.eps)
+    h, chosen = routing.route(case.x, router, PLAIN, routing.Strip(*strip))
     expected = reference.route(case.x, r.norm_D, r.w_ED, r.b_E, r.top_k, r.eps)
     assert distance(h, expected[0]) < 1e-6
     assert torch.equal(chosen.ids, expected[1])
@@ -203,7 +205,7 @@ def test_route_in_other_strips(strip, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("tokens", [2, 18])
 def test_of_equal_logits_the_lower_expert_comes_first(dtype, tokens, monkeypatch):
-    monkeypatch.setattr(launch, "FEW_TOKENS", 16)
+    monkeypatch.setattr(routing, "FEW_TOKENS", 16)
     case = layer(tokens, 64, 0, 6, 4, dtype=dtype)
     bias = torch.tensor([1.0, -0.0, 2.0, 2.0, 0.0, 2.0], dtype=dtype)
     router = case.router._replace(w_ED=torch.zeros(6, 64, dtype=dtype), b_E=bias)
@@ -214,7 +216,7 @@ def test_of_equal_logits_the_lower_expert_comes_first(dtype, tokens, monkeypatch
 def test_sort_keeps_the_order_of_pairs():
     ids = torch.tensor([[3, 0], [1, 3], [0, 2], [3, 1]], dtype=torch.int32)
     slots = torch.tensor([2, -1, 0, 1], dtype=torch.int32)
-    order, starts = launch.sort(ids, slots, 3, False)
+    order, starts = routing.sort(ids, slots, 3, False)
     assert starts.tolist() == [0, 1, 4, 6]
     assert order[:6].tolist() == [5, 0, 3, 6, 1, 4]
 
@@ -222,7 +224,7 @@ def test_sort_keeps_the_order_of_pairs():
 @pytest.mark.parametrize("sizes", [(8, 8, 1, 1), (16, 4, 2, 1), (32, 2, 5, 1), (8, 32, 3, 1)])
 def test_sort_in_several_steps_and_parts(sizes):
     ids = torch.randint(0, 3, (13, 2), dtype=torch.int32)
-    order, starts = launch.sort(ids, None, 3, False, launch.Sort(*sizes))
+    order, starts = routing.sort(ids, None, 3, False, routing.Sort(*sizes))
     assert torch.equal(order.long(), ids.flatten().argsort(stable=True))
     assert starts.tolist() == [0, *ids.flatten().bincount(minlength=3).cumsum(0).tolist()]
 

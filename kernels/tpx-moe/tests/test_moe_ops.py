@@ -19,6 +19,7 @@ from tpx_moe import (
     reference,
     residual_norm,
     route,
+    route_experts,
     self_test,
 )
 from tpx_moe.api import _experts, _router
@@ -57,6 +58,16 @@ def test_sorted_rows_give_what_pairs_give():
     assert not found[12:].any()
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_routing_and_experts_together_give_what_they_give_one_by_one(norm):
+    case = layer(3, 64, 32, 4, 2)
+    router = case.router if norm else case.router._replace(norm_D=None)
+    h, ids, weights = route(case.x, router)
+    found = route_experts(case.x, router, case.held)
+    for one, other in zip(found, (experts(h, ids, case.held), ids, weights), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_partial_sums_of_two_ranks_add_up():
     slots = torch.tensor([0, -1, 1, -1])
     whole = layer(4, 64, 32, 4, 2)
@@ -90,6 +101,7 @@ def test_ops_are_registered_with_fakes():
     for op, arguments in (
         (OPS.route, (case.x, *_router(case.router))),
         (OPS.experts, (case.x, ids, *_experts(case.held))),
+        (OPS.route_experts, (case.x, *_router(case.router), *_experts(case.held))),
         (OPS.experts_sorted, (case.x, torch.tensor([1, 1, 0, 1]), *_experts(case.held))),
         (OPS.reduce, (y, ids, weights, None, case.x, norm, 1e-5)),
         (OPS.residual_norm, (case.x, case.x, norm, 1e-5)),

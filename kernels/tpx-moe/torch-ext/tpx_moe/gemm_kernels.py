@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .route_kernels import chosen_of, id_of, store_choice
+from .pair_kernels import block_of, chosen_pairs, entry_of, known_pairs, one_token, store_chosen
 from .unpack_kernels import unpack
 
 
@@ -21,9 +21,9 @@ def expert_gemm(
     COLUMNS: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, GRANULES: tl.constexpr,
     SPLIT: tl.constexpr, PARTED: tl.constexpr, HALVINGS: tl.constexpr,
     GATED: tl.constexpr, SORTED: tl.constexpr, BY_PAIR: tl.constexpr, TOP_K: tl.constexpr,
-    SLOTS: tl.constexpr, EXPERTS: tl.constexpr, CHOOSE: tl.constexpr, HAS_SLOTS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, EXACT: tl.constexpr, ASM: tl.constexpr, DEPENDENT: tl.constexpr,
-    EARLY: tl.constexpr, LATE: tl.constexpr, AHEAD: tl.constexpr,
+    SLOTS: tl.constexpr, EXPERTS: tl.constexpr, CHOOSE: tl.constexpr, ALONE: tl.constexpr,
+    HAS_SLOTS: tl.constexpr, HAS_BIAS: tl.constexpr, EXACT: tl.constexpr, ASM: tl.constexpr,
+    DEPENDENT: tl.constexpr, EARLY: tl.constexpr, LATE: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """out = x times the matrix of each row's expert, of tiles of BN rows by BT tokens.
 
@@ -35,7 +35,8 @@ def expert_gemm(
     number, SLOTS at least TOP_K), and program 1 is a pair whose slot no earlier pair has (BY_PAIR)
     or a slot. Programs without work leave.
     CHOOSE: the experts of each token, of which there are that many, are chosen here, by its logits
-    [tokens, CHOOSE]; GATED writes them to ids and weights. EXPERTS is at least that, or `experts`.
+    [tokens, CHOOSE]; where not GATED, which has the time, they are written to ids and weights.
+    EXPERTS is at least that, or `experts`. ALONE: of one token, BY_PAIR.
     PARTED: four dots of 16 columns a granule, else one of 64. HALVINGS: how often a tile may be
     halved where so many tokens fit, where SORTED.
     DEPENDENT: launched before the kernel before it has ended. EARLY: that kernel had itself waited
@@ -49,20 +50,25 @@ def expert_gemm(
     if DEPENDENT and not EARLY:
         _wait(LATE)
     if SORTED:
-        slot, place, count, pair = _block(order, starts, experts, BT, EXPERTS)
+        slot, place, count, pair = block_of(order, starts, experts, BT, EXPERTS)
         source = pair // TOP_K if GATED else place
         target = place if GATED else pair
     else:
-        if CHOOSE:
-            chosen = _choose(logits, ids, weights, pairs, BT, TOP_K, SLOTS, CHOOSE, EXPERTS, GATED)
+        if CHOOSE and ALONE:
+            slot, count, target = one_token(logits, slots, BT, TOP_K, CHOOSE, EXPERTS, HAS_SLOTS)
         else:
-            chosen = _known(ids, pairs, BT, TOP_K, SLOTS)
-        slot, count, target = _entry(chosen, slots, TOP_K, BT, SLOTS, BY_PAIR, HAS_SLOTS)
+            if CHOOSE:
+                chosen = chosen_pairs(logits, pairs, BT, TOP_K, SLOTS, CHOOSE, EXPERTS)
+            else:
+                chosen = known_pairs(ids, pairs, BT, TOP_K, SLOTS)
+            slot, count, target = entry_of(chosen, slots, TOP_K, BT, SLOTS, BY_PAIR, HAS_SLOTS)
         source = tl.arange(0, BT) if GATED else target
         here = target >= 0
+    if DEPENDENT and EARLY and AHEAD > 0:
+        _ask(codes, slot, tile, part, count, rows, COLUMNS, BN, SPLIT, AHEAD)
+    if CHOOSE and not GATED:
+        store_chosen(logits, ids, weights, pairs, BT, TOP_K, SLOTS, CHOOSE, EXPERTS)
     if DEPENDENT and EARLY:
-        if AHEAD > 0:
-            _ask(codes, slot, tile, part, count, rows, COLUMNS, BN, SPLIT, AHEAD)
         _wait(LATE)
     if count == 0:
         return
@@ -186,78 +192,6 @@ def _first(values, LENGTH: tl.constexpr, HALF: tl.constexpr):
     """The first half of a vector."""
     i = tl.arange(0, LENGTH)
     return tl.sum(tl.where(i[:, None] == tl.arange(0, HALF)[None, :], values[:, None], 0), axis=0)
-
-
-@triton.jit
-def _choose(
-    logits, ids, weights, pairs,
-    BT: tl.constexpr, TOP_K: tl.constexpr, SLOTS: tl.constexpr, E: tl.constexpr,
-    EXPERTS: tl.constexpr, GATED: tl.constexpr,
-):  # fmt: skip
-    """The expert of each pair [BT, SLOTS], -1 where there is none, and once in the launch of the
-    GATED matrix its token's experts and their weights to memory."""
-    t = tl.arange(0, BT)
-    k = tl.arange(0, SLOTS)[None, :]
-    best = chosen_of(logits, t, pairs // TOP_K, EXPERTS, E, TOP_K, SLOTS)
-    if GATED and tl.program_id(0) + tl.program_id(1) == 0:
-        kind: tl.constexpr = logits.dtype.element_ty
-        store_choice(best, t, pairs // TOP_K, ids, weights, EXPERTS, TOP_K, kind)
-    there = (k < TOP_K) & (t[:, None] * TOP_K < pairs)
-    return tl.where(there, id_of(best, EXPERTS), -1)
-
-
-@triton.jit
-def _known(ids, pairs, BT: tl.constexpr, TOP_K: tl.constexpr, SLOTS: tl.constexpr):
-    """As _choose, of ids in memory."""
-    k = tl.arange(0, SLOTS)[None, :]
-    pair = tl.arange(0, BT)[:, None] * TOP_K + k
-    there = (k < TOP_K) & (pair < pairs)
-    return tl.load(ids + pair, mask=there, other=-1, cache_modifier=".cg").to(tl.int32)
-
-
-@triton.jit
-def _entry(
-    chosen, slots,
-    TOP_K: tl.constexpr, BT: tl.constexpr, SLOTS: tl.constexpr, BY_PAIR: tl.constexpr,
-    HAS_SLOTS: tl.constexpr,
-):  # fmt: skip
-    """The slot that this program computes, its number of pairs (0: none here) and each token's pair
-    or -1. Of few numbers, since the first codes wait for it."""
-    entry = tl.program_id(1)
-    pair = tl.arange(0, BT)[:, None] * TOP_K + tl.arange(0, SLOTS)[None, :]
-    if HAS_SLOTS:
-        chosen = tl.load(slots + chosen, mask=chosen >= 0, other=-1)
-    slot = entry
-    if BY_PAIR:
-        mine = tl.where((pair == entry) & (chosen >= 0), chosen, -1)
-        slot = tl.max(tl.max(mine, axis=1), axis=0)
-    match = (chosen == slot) & (chosen >= 0)
-    count = tl.sum(tl.sum(match.to(tl.int32), axis=1), axis=0)
-    if BY_PAIR:
-        earlier = match & (pair < entry)
-        count = tl.where(tl.sum(tl.sum(earlier.to(tl.int32), axis=1), axis=0) == 0, count, 0)
-    return slot, count, tl.max(tl.where(match, pair, -1), axis=1)
-
-
-@triton.jit
-def _block(order, starts, experts, BT: tl.constexpr, EXPERTS: tl.constexpr):
-    """The slot of block number program 1, its places, how many they are, and their pairs."""
-    block = tl.program_id(1)
-    e = tl.arange(0, EXPERTS)
-    known = e < experts
-    start = tl.load(starts + e, mask=known, other=0, cache_modifier=".cg")
-    stop = tl.load(starts + e + 1, mask=known, other=0, cache_modifier=".cg")
-    blocks = (stop - start + BT - 1) // BT
-    upto = tl.cumsum(blocks, axis=0)
-    slot = tl.sum((upto <= block).to(tl.int32), axis=0)
-    mine = e == slot
-    base = tl.sum(tl.where(mine, start + (block - upto + blocks) * BT, 0), axis=0)
-    end = tl.sum(tl.where(mine, stop, 0), axis=0)
-    count = tl.maximum(tl.minimum(end - base, BT), 0)
-    place = base + tl.arange(0, BT)
-    here = tl.arange(0, BT) < count
-    pair = tl.load(order + place, mask=here, other=0, cache_modifier=".cg")
-    return slot, tl.where(here, place, 0), count, pair
 
 
 @triton.jit

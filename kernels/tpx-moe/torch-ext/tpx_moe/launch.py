@@ -1,4 +1,4 @@
-"""Launches the kernels on given tensors: shapes, grids, buffers. Needs triton."""
+"""Launches the experts' kernels on given tensors: shapes, grids, buffers. Needs triton."""
 
 from __future__ import annotations
 
@@ -13,51 +13,7 @@ from .device import Mode
 from .gemm_kernels import expert_gemm
 from .packing import Packed
 from .reduce_kernels import reduce_kernel
-from .route_kernels import choose_kernel, logits_kernel, route_kernel, sort_kernel
-
-FEW_TOKENS = 256  # up to these, a token's logits are computed by many programs
-EACH = 2  # experts of one of them
-
-
-class Sort(NamedTuple):
-    """Pairs at a time, to count and to place; programs an expert and warps, at most."""
-
-    count: int
-    chunk: int
-    parts: int
-    warps: int
-
-
-class Strip(NamedTuple):
-    """Tokens of a program, columns of a step of its loop."""
-
-    rows: int
-    block: int
-    warps: int
-    stages: int
-
-
-SORT = Sort(4096, 2048, 8, 8)
-SORT_LEAST = 256
-ROUTE = Strip(16, 256, 4, 2)  # where there are many tokens
-ROUTE_BYTES = 1 << 16  # of the router's matrix in a step: shared memory has to hold two
-
-
-class Router(NamedTuple):
-    """norm [D] or none, w [E, D], b [E]."""
-
-    norm: Tensor | None
-    w: Tensor
-    b: Tensor
-    top_k: int
-    eps: float
-
-
-class Chosen(NamedTuple):
-    """ids [T, K], and weights [T, K] where they matter."""
-
-    ids: Tensor
-    weights: Tensor | None
+from .routing import Chosen, Router, not_chosen, options, router_logits, sort
 
 
 class Held(NamedTuple):
@@ -73,62 +29,13 @@ class Held(NamedTuple):
     limit: float
 
 
-def route(x: Tensor, router: Router, mode: Mode, strip: Strip = ROUTE) -> tuple[Tensor, Chosen]:
-    """The normed x, and its experts."""
-    norm, w, b, top_k, eps = router
-    dependent = mode.dependent
-    (tokens, width), experts = x.shape, w.shape[0]
-    chosen = _chosen(x, top_k)
-    slots = triton.next_power_of_2(top_k)
-    if tokens > FEW_TOKENS and mode.tensor_cores:
-        x = x.contiguous()
-        h = x if norm is None else x.new_empty(x.shape)
-        padded = max(16, triton.next_power_of_2(experts))
-        block = min(strip.block, max(16, ROUTE_BYTES // (padded * w.element_size())))
-        route_kernel[(triton.cdiv(tokens, strip.rows),)](
-            x, norm, w, b, h, *chosen, tokens, eps, WIDTH=width, ROWS=strip.rows, BLOCK=block,
-            E=experts, EXPERTS=padded, TOP_K=top_k, SLOTS=slots, HAS_NORM=norm is not None,
-            DEPENDENT=dependent, num_warps=strip.warps, num_stages=strip.stages,
-            **_options(dependent),
-        )  # fmt: skip
-        return h, chosen
-    h, logits = _logits(x, router, dependent)
-    if tokens:
-        choose_kernel[(tokens,)](
-            logits, *chosen, tokens, ROWS=1, EXPERTS=triton.next_power_of_2(experts), E=experts,
-            TOP_K=top_k, SLOTS=slots, DEPENDENT=dependent, num_warps=1, **_options(dependent),
-        )  # fmt: skip
-    return h, chosen
-
-
-def _chosen(x: Tensor, top_k: int) -> Chosen:
-    tokens = x.shape[0]
-    return Chosen(x.new_empty(tokens, top_k, dtype=torch.int32), x.new_empty(tokens, top_k))
-
-
-def _logits(x: Tensor, router: Router, dependent: bool) -> tuple[Tensor, Tensor]:
-    """The normed x, and the router's logits of it [T, E], for few tokens."""
-    norm, w, b, _, eps = router
-    x = x.contiguous()
-    (tokens, width), experts = x.shape, w.shape[0]
-    h = x if norm is None else x.new_empty(x.shape)
-    logits = x.new_empty(tokens, experts)
-    if tokens:
-        logits_kernel[(tokens, triton.cdiv(experts, EACH))](
-            x, norm, w, b, h, logits, eps, WIDTH=width, E=experts, EACH=EACH,
-            BLOCK=triton.next_power_of_2(triton.cdiv(width, 3)), HAS_NORM=norm is not None,
-            DEPENDENT=dependent, num_warps=4, **_options(dependent),
-        )  # fmt: skip
-    return h, logits
-
-
 def route_experts(
     x: Tensor, router: Router, held: Held, way: Way, mode: Mode
 ) -> tuple[Tensor, Chosen]:
     """y as `experts` gives it for rms_norm(x), and the experts that this chose: where tokens are
     few, the first matrix's kernel chooses."""
-    chosen = _chosen(x, router.top_k)
-    h, logits = _logits(x, router, mode.dependent)
+    chosen = not_chosen(x, router.top_k)
+    h, logits = router_logits(x, router, mode.dependent)
     return experts(h, chosen, held, way, mode, logits), chosen
 
 
@@ -170,25 +77,6 @@ def experts_sorted(x: Tensor, counts: Tensor, held: Held, way: Way, mode: Mode) 
     return y[0]
 
 
-def sort(
-    ids: Tensor, slots: Tensor | None, experts: int, dependent: bool, sizes: Sort = SORT
-) -> tuple[Tensor, Tensor]:
-    """order [pairs] int32: pairs by slot, in their own order, first those that are here; starts
-    [experts + 1] int32: where each slot's begin in it."""
-    pairs = ids.numel()
-    order = ids.new_empty(pairs, dtype=torch.int32)
-    starts = ids.new_empty(experts + 1, dtype=torch.int32)
-    most = max(SORT_LEAST, triton.next_power_of_2(pairs))  # each size is a kernel to compile
-    count, chunk = min(sizes.count, most), min(sizes.chunk, most)
-    span = triton.cdiv(triton.cdiv(pairs, chunk), sizes.parts) * chunk
-    sort_kernel[(experts, triton.cdiv(pairs, span))](
-        ids, slots, order, starts, pairs, span, experts, COUNT=count, CHUNK=chunk,
-        HAS_SLOTS=slots is not None, DEPENDENT=dependent,
-        num_warps=max(1, min(sizes.warps, max(count, chunk) // 128)), **_options(dependent),
-    )  # fmt: skip
-    return order, starts
-
-
 def _both(
     x: Tensor,
     h: Tensor,
@@ -221,6 +109,7 @@ def _gemm(
 ) -> None:
     """One matrix of all pairs; the arguments as in expert_gemm."""
     pairs, top_k, experts = chosen.ids.numel(), chosen.ids.shape[1], len(weight.codes)
+    by_pair = pairs < experts
     routed = 0 if logits is None else logits.shape[1]
     order, starts = places or (None, None)
     blocks = min(pairs, experts) + (pairs // tile.tokens if places else 0)
@@ -231,13 +120,13 @@ def _gemm(
         x.stride(0), out.stride(-2), out.stride(0) if out.dim() == 3 else 0, held.alpha, held.limit,
         COLUMNS=weight.columns, BN=tile.rows, BT=tile.tokens, GRANULES=tile.granules,
         SPLIT=tile.split, PARTED=tile.parted, HALVINGS=tile.halvings, GATED=gated,
-        SORTED=places is not None, BY_PAIR=pairs < experts, TOP_K=top_k,
+        SORTED=places is not None, BY_PAIR=by_pair, TOP_K=top_k,
         SLOTS=triton.next_power_of_2(top_k), EXPERTS=triton.next_power_of_2(routed or experts),
-        CHOOSE=routed, HAS_SLOTS=held.slots is not None, HAS_BIAS=bias is not None,
-        EXACT=weight.exact, ASM=mode.asm, DEPENDENT=mode.dependent,
+        CHOOSE=routed, ALONE=by_pair and pairs == top_k, HAS_SLOTS=held.slots is not None,
+        HAS_BIAS=bias is not None, EXACT=weight.exact, ASM=mode.asm, DEPENDENT=mode.dependent,
         EARLY=not gated and weight.columns > 0,  # else nothing came between ids and this
         LATE=tile.late, AHEAD=tile.ahead, num_warps=tile.warps,
-        num_stages=tile.stages, **_options(mode.dependent),
+        num_stages=tile.stages, **options(mode.dependent),
     )  # fmt: skip
 
 
@@ -289,14 +178,9 @@ def _reduce(
         WIDTH=width, BLOCK=block, TOP_K=0 if ids is None else ids.shape[1], SPLIT=y.shape[0],
         HAS_SLOTS=slots is not None, HAS_RESIDUAL=residual is not None,
         HAS_NORM=norm is not None, DEPENDENT=dependent, num_warps=max(1, min(16, block // 256)),
-        **_options(dependent),
+        **options(dependent),
     )  # fmt: skip
 
 
 def _words(packed: Tensor, dtype: torch.dtype) -> Tensor:
     return packed.view(dtype) if packed.numel() else packed.new_empty(0, dtype=dtype)
-
-
-def _options(dependent: bool) -> dict[str, bool]:
-    """The interpreter takes no launch_pdl, so it is named only where it is used."""
-    return {"launch_pdl": True} if dependent else {}

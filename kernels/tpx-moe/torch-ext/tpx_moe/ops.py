@@ -10,7 +10,7 @@ from .packing import Packed
 from .register import fake, operation
 
 if device.has_triton():
-    from . import launch
+    from . import launch, routing
 
 ROUTER = "Tensor? norm, Tensor w, Tensor b, int top_k, float eps"
 WEIGHTS = (
@@ -27,8 +27,8 @@ def _define(name: str, takes: str, gives: str):
 @_define("route", f"Tensor x, {ROUTER}", "(Tensor, Tensor, Tensor)")
 def route(x, norm, w, b, top_k, eps):
     if _runs(x):
-        router = launch.Router(norm, w, b, top_k, eps)
-        h, chosen = launch.route(x, router, _mode(x))
+        router = routing.Router(norm, w, b, top_k, eps)
+        h, chosen = routing.route(x, router, _mode(x))
         ids, weights = chosen.ids, chosen.weights
     else:
         h, ids, weights = reference.route(x, norm, w, b, top_k, eps)
@@ -46,7 +46,7 @@ def _(x, norm, w, b, top_k, eps):
 def experts(x, ids, *weights):
     if not _runs(x):
         return reference.experts(x, ids, *_held(x, *weights))
-    chosen = launch.Chosen(ids, None)
+    chosen = routing.Chosen(ids, None)
     way = _way(x, *ids.shape, _experts_of(*weights))
     return launch.experts(x, chosen, _launched(x, *weights), way, _mode(x, weights[-1]))
 
@@ -69,7 +69,7 @@ def _parts(x, tokens: int, top_k: int, experts: int):
 def route_experts(x, norm, w, b, top_k, eps, *weights):
     few = x.shape[0] <= configs.DECODE_TOKENS
     if few and _runs(x) and weights[0].numel() and _units_of(*weights):
-        router, way = launch.Router(norm, w, b, top_k, eps), _way(x, x.shape[0], top_k, w.shape[0])
+        router, way = routing.Router(norm, w, b, top_k, eps), _way(x, x.shape[0], top_k, w.shape[0])
         held, mode = _launched(x, *weights), _mode(x, weights[-1])
         y, (ids, shares) = launch.route_experts(x, router, held, way, mode)
         return y, ids, shares
@@ -107,7 +107,7 @@ def _(x, counts, *weights):
 )
 def reduce(y, ids, weights, slots, residual, norm, eps):
     if _runs(y):
-        chosen = launch.Chosen(ids, weights)
+        chosen = routing.Chosen(ids, weights)
         dependent = _mode(y).dependent
         out, h = launch.reduce(y, chosen, slots, residual, norm, eps, dependent)
     else:

@@ -102,7 +102,6 @@ def logits_kernel(
         g2 = tl.load(norm + 2 * BLOCK + c, mask=c + 2 * BLOCK < WIDTH, other=0.0)
     if DEPENDENT:
         gdc_wait()
-        gdc_launch_dependents()
     x += token * WIDTH
     normed += token * WIDTH
     x0 = tl.load(x + c, mask=c < WIDTH, other=0.0).to(tl.float32)
@@ -117,6 +116,8 @@ def logits_kernel(
     sums += w1.to(tl.float32) * x1[None, :]
     sums += w2.to(tl.float32) * x2[None, :]
     total = tl.sum(sums, axis=1) + bias
+    if DEPENDENT:  # not before: programs that start beside these would lie unevenly on the device
+        gdc_launch_dependents()
     tl.store(logits + token * E + e, total.to(logits.dtype.element_ty), mask=e < E)
 
 

@@ -20,6 +20,7 @@ from .packing import Packed, pack
 
 if device.has_triton():
     from . import launch
+    from .routing import Chosen
 
 log = logging.getLogger(__name__)
 EXPERTS, TOP_K = 4, 2
@@ -85,7 +86,7 @@ def _launch(
     where = held.gate_up.codes.device
     x = torch.randn(tokens, held.gate_up.columns, device=where, dtype=dtype)
     ids = torch.arange(tokens * TOP_K, device=where, dtype=torch.int32) % EXPERTS
-    chosen, logits = launch.Chosen(ids.view(tokens, TOP_K), x.new_empty(tokens, TOP_K)), None
+    chosen, logits = Chosen(ids.view(tokens, TOP_K), x.new_empty(tokens, TOP_K)), None
     if tokens <= configs.DECODE_TOKENS:
         logits = torch.randn(tokens, EXPERTS, device=where, dtype=dtype)
     y = launch.experts(x, chosen, held, way, device.mode(where, dtype), logits)
