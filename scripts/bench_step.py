@@ -98,6 +98,7 @@ def decode_batch(sequences: int, context: int, vocabulary: int) -> Batch:
 def measure(model: nn.Module, batch: Batch, caches: Sequence[KVCache], profile: bool) -> float:
     """Milliseconds of a step: the median of replays, with another token in each."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # for the batch and the caches
     with torch.cuda.stream(stream):
         for _ in range(3):
             model(batch, caches)

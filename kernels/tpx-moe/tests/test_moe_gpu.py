@@ -63,11 +63,14 @@ def check(case: Layer, tokens: int, dtype: torch.dtype = torch.bfloat16) -> None
     chosen = logits.gather(1, ids.long())
     least = logits.sort(1)[0][:, -r.top_k]
     assert (chosen[:, -1] >= least - 2**-7 * logits.abs().amax(1)).all()  # as rounding may swap
-    # Logits are rounded once to x's dtype, which moves weights' logarithms; so are weights.
-    unit = max(torch.finfo(x.dtype).eps / 2, 4e-6)
+    # Logits are rounded once to x's dtype, which moves weights' logarithms; so are weights, whose
+    # smallest lie a fixed step apart.
+    about = torch.finfo(x.dtype)
+    unit = max(about.eps / 2, 4e-6)
     right = chosen.softmax(1)
     far = (unit * (2 * chosen.abs().amax(1, keepdim=True) + 1)).exp() - 1
-    assert ((weights.double() - right).abs() <= right * far).all()
+    least = about.smallest_normal * about.eps / 2
+    assert ((weights.double() - right).abs() <= right * far + least).all()
     poison()
     y = experts(h, ids, case.held)
     here = ids.flatten() >= 0

@@ -10,7 +10,7 @@ import torch
 from moe_numbers import Layer, checkpoint, distance, layer
 from torch import Tensor
 from tpx_moe import pack, reference
-from tpx_moe.configs import DECODE_TOKENS, Tile, Way
+from tpx_moe.configs import Tile, Way
 from tpx_moe.device import Mode
 
 launch = pytest.importorskip("tpx_moe.launch", reason="needs triton")
@@ -22,7 +22,8 @@ pytestmark = [
 
 PLAIN = Mode(asm=False, dependent=False)
 TILE = Tile(64, 8, 1, 1, 2, 1, parted=True, halvings=0)
-WAY = Way(0, False, TILE, TILE)
+WAY = Way(False, 0, False, TILE, TILE)
+SORTED_WAY = WAY._replace(sorted=True)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,7 @@ def run(case: Layer, way: Way) -> Tensor:
     h, chosen = routed(case)
     y = launch.experts(h, chosen, held(case), way, PLAIN)
     out = launch.reduce(y, chosen, case.held.slot_E, case.x, None, 0.0, False)[0]
-    if 0 < len(case.x) <= DECODE_TOKENS and case.held.gate_up.codes.numel():
+    if len(case.x) and not way.sorted and case.held.gate_up.codes.numel():
         r = case.router
         router = routing.Router(r.norm_D, r.w_ED, r.b_E, r.top_k, r.eps)
         y, found = launch.route_experts(case.x, router, held(case), way, PLAIN)
@@ -74,7 +75,11 @@ def right(case: Layer) -> Tensor:
 
 def ways(**tile: object) -> Way:
     down = TILE._replace(**tile)
-    return Way(0, False, down._replace(split=1), down)
+    return Way(False, 0, False, down._replace(split=1), down)
+
+
+def many(**tile: object) -> Way:
+    return ways(**tile)._replace(sorted=True)
 
 
 DECODE = {
@@ -88,20 +93,23 @@ DECODE = {
     "one token of every expert": ((1, 64, 32, 2, 2), ways()),
     "every expert of every token": ((5, 64, 32, 2, 2), ways()),
     "a tile of more tokens than there are": ((8, 64, 32, 1, 1), ways(tokens=16)),
+    "sixteen tokens": ((16, 64, 32, 2, 1), ways(tokens=16)),
 }
 DECODE_MORE = {
     "several steps in parts": ((2, 320, 320, 2, 1), ways(split=2)),
     "a shard of 23 blocks": ((2, 64, 736, 2, 1), ways(split=4)),
     "a shard of 22 blocks": ((2, 64, 704, 2, 1), ways(split=3)),
 }
+
+
 SORTED = {
-    "several blocks of a hot expert": ((18, 64, 32, 2, 1), ways(parted=False)),
-    "half tiles": ((17, 64, 32, 2, 1), ways(tokens=16, halvings=1, parted=False)),
-    "quarters of a tile": ((20, 64, 32, 1, 1), ways(tokens=16, halvings=2, parted=False)),
+    "several blocks of a hot expert": ((18, 64, 32, 2, 1), many(parted=False)),
+    "half tiles": ((17, 64, 32, 2, 1), many(tokens=16, halvings=1, parted=False)),
+    "quarters of a tile": ((20, 64, 32, 1, 1), many(tokens=16, halvings=2, parted=False)),
 }
 SORTED_MORE = {
-    "experts without a token": ((17, 64, 32, 40, 1), ways()),
-    "many of everything": ((34, 192, 160, 5, 3), ways(tokens=16, halvings=1)),
+    "experts without a token": ((17, 64, 32, 40, 1), many()),
+    "many of everything": ((34, 192, 160, 5, 3), many(tokens=16, halvings=1)),
 }
 
 
@@ -136,7 +144,7 @@ def agree(shape: tuple[int, int, int, int, int], way: Way) -> None:
 def test_experts_elsewhere_count_as_zeros_and_are_not_read(tokens):
     slots = torch.tensor([-1, 1, 0, -1, -1])
     case = layer(tokens, 64, 32, 5, 1, slots=slots)
-    assert distance(run(case, WAY), right(case)) < 2e-6
+    assert distance(run(case, WAY if tokens <= 8 else SORTED_WAY), right(case)) < 2e-6
 
 
 def test_a_rank_without_experts_adds_nothing():
@@ -232,7 +240,7 @@ def test_sort_in_several_steps_and_parts(sizes):
 def test_rows_sorted_already():
     case = layer(7, 64, 32, 3, 1)
     counts = torch.tensor([2, 0, 3])
-    found = launch.experts_sorted(case.x, counts, held(case), WAY, PLAIN)
+    found = launch.experts_sorted(case.x, counts, held(case), SORTED_WAY, PLAIN)
     expected = reference.experts_sorted(case.x, counts, *held(case))
     assert distance(found, expected) < 2e-6
     assert not found[5:].any()

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 
 FOLDER = Path(__file__).parent / "configs"
-DECODE_TOKENS = 8  # more are sorted by expert
 
 
 class Tile(NamedTuple):
@@ -34,9 +33,11 @@ class Tile(NamedTuple):
 
 
 class Way(NamedTuple):
-    """upto: tokens in decode, else pairs an expert (mean), that it is meant for. overlap: whether
-    a kernel may start while the one before it still runs."""
+    """sorted: pairs are sorted by expert first, for many tokens; else a tile has all tokens. upto:
+    pairs an expert (mean) that it is meant for, or tokens. overlap: whether a kernel may start
+    while the one before it still runs."""
 
+    sorted: bool
     upto: float
     overlap: bool
     gate_up: Tile
@@ -49,23 +50,29 @@ class Way(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The last entry of each serves whatever is larger."""
+    """decode: for few tokens; sorted: for more than its last entry is meant for, and the last of
+    these for whatever is larger."""
 
     decode: tuple[Way, ...]
     sorted: tuple[Way, ...]
 
+    @property
+    def few(self) -> int:
+        """Up to so many tokens are not sorted."""
+        return int(self.decode[-1].upto)
+
     def way(self, tokens: int, top_k: int, experts: int, itemsize: int = 2) -> Way:
         """itemsize: bytes of a number of x. Tiles were measured with 2."""
-        if tokens <= DECODE_TOKENS:
+        if tokens <= self.few:
             found = _first(self.decode, tokens)
         else:
             found = _first(self.sorted, tokens * top_k / max(experts, 1))
         return found if itemsize <= 2 else found.wide()
 
 
-def partial_dtype(tokens: int, dtype: torch.dtype) -> torch.dtype:
+def partial_dtype(way: Way, dtype: torch.dtype) -> torch.dtype:
     """Of the parts that reduce adds: float32 in decode, where their bytes do not count."""
-    return torch.promote_types(dtype, torch.float32) if tokens <= DECODE_TOKENS else dtype
+    return dtype if way.sorted else torch.promote_types(dtype, torch.float32)
 
 
 def _first(ways: tuple[Way, ...], load: float) -> Way:
@@ -83,11 +90,15 @@ def table(names: tuple[str, ...], width: int) -> Table:
 
 
 def parse(entry: dict[str, list[dict[str, object]]]) -> Table:
-    return Table(*(tuple(_way(way) for way in entry[name]) for name in ("decode", "sorted")))
+    return Table(
+        tuple(_way(way, False) for way in entry["decode"]),
+        tuple(_way(way, True) for way in entry["sorted"]),
+    )
 
 
-def _way(entry: dict) -> Way:
+def _way(entry: dict, is_sorted: bool) -> Way:
     return Way(
+        is_sorted,
         float(entry["upto"]),
         bool(entry["overlap"]),
         Tile(**entry["gate_up"]),

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .configs import DECODE_TOKENS, Tile, Way, partial_dtype
+from .configs import Tile, Way, partial_dtype
 from .device import Mode
 from .gemm_kernels import expert_gemm
 from .packing import Packed
@@ -52,13 +52,13 @@ def experts(
     is written here, by them."""
     x, chosen = x.contiguous(), Chosen(chosen.ids.contiguous(), chosen.weights)
     tokens, top_k = chosen.ids.shape
-    pairs, many = tokens * top_k, tokens > DECODE_TOKENS
+    pairs = tokens * top_k
     mode = Mode(mode.asm, mode.dependent and way.overlap)
     h = x.new_empty(pairs, held.down.columns)
-    y = x.new_empty(way.down.split, pairs, held.down.rows, dtype=partial_dtype(tokens, x.dtype))
+    y = x.new_empty(way.down.split, pairs, held.down.rows, dtype=partial_dtype(way, x.dtype))
     if pairs and len(held.gate_up.codes):
         count = len(held.gate_up.codes)
-        places = sort(chosen.ids, held.slots, count, mode.dependent) if many else None
+        places = sort(chosen.ids, held.slots, count, mode.dependent) if way.sorted else None
         _both(x, h, y, chosen, logits, places, held, way, mode)
     return y
 

@@ -60,16 +60,16 @@ def _parts(x, tokens: int, top_k: int, experts: int):
     """What `experts` gives, without its numbers."""
     if not _runs(x):
         return x.new_empty(1, tokens * top_k, x.shape[1])
-    split = _way(x, tokens, top_k, experts).down.split
-    dtype = configs.partial_dtype(tokens, x.dtype)
-    return x.new_empty(split, tokens * top_k, x.shape[1], dtype=dtype)
+    way = _way(x, tokens, top_k, experts)
+    dtype = configs.partial_dtype(way, x.dtype)
+    return x.new_empty(way.down.split, tokens * top_k, x.shape[1], dtype=dtype)
 
 
 @_define("route_experts", f"Tensor x, {ROUTER}, {WEIGHTS}", "(Tensor, Tensor, Tensor)")
 def route_experts(x, norm, w, b, top_k, eps, *weights):
-    few = x.shape[0] <= configs.DECODE_TOKENS
-    if few and _runs(x) and weights[0].numel() and _units_of(*weights):
-        router, way = routing.Router(norm, w, b, top_k, eps), _way(x, x.shape[0], top_k, w.shape[0])
+    way = _way(x, x.shape[0], top_k, w.shape[0]) if _runs(x) else None
+    if way and not way.sorted and weights[0].numel() and _units_of(*weights):
+        router = routing.Router(norm, w, b, top_k, eps)
         held, mode = _launched(x, *weights), _mode(x, weights[-1])
         y, (ids, shares) = launch.route_experts(x, router, held, way, mode)
         return y, ids, shares
@@ -88,7 +88,7 @@ def _(x, norm, w, b, top_k, eps, *weights):
 def experts_sorted(x, counts, *weights):
     if not _runs(x):
         return reference.experts_sorted(x, counts, *_held(x, *weights))
-    rows = max(x.shape[0], configs.DECODE_TOKENS + 1)
+    rows = max(x.shape[0], _table(x).few + 1)
     way = _way(x, rows, 1, len(weights[0]))
     held = _launched(x, *weights)
     return launch.experts_sorted(x, counts, held, way, _mode(x, weights[-1]))
@@ -144,8 +144,11 @@ def _mode(x, safe: bool = False) -> device.Mode:
 
 
 def _way(x, tokens: int, top_k: int, experts: int) -> configs.Way:
-    table = configs.table(device.names(x.device), x.shape[1])
-    return table.way(tokens, top_k, experts, x.element_size())
+    return _table(x).way(tokens, top_k, experts, x.element_size())
+
+
+def _table(x) -> configs.Table:
+    return configs.table(device.names(x.device), x.shape[1])
 
 
 def _experts_of(gate_up, *rest) -> int:

@@ -57,8 +57,8 @@ def self_test(
         return Trial(hidden, units, not runs, ())
     table = configs.table(device.names(where), hidden)
     held = _random_experts(where, hidden, units, dtype)
-    cases = [(int(min(way.upto, configs.DECODE_TOKENS)), way) for way in table.decode]
-    cases += [(max(configs.DECODE_TOKENS + 1, 2 * way.gate_up.tokens), way) for way in table.sorted]
+    cases = [(int(way.upto), way) for way in table.decode]
+    cases += [(max(table.few + 1, 2 * way.gate_up.tokens), way) for way in table.sorted]
     if not judge:
         _launch_all(cases, held, dtype)
         return Trial(hidden, units, False, ())
@@ -87,7 +87,7 @@ def _launch(
     x = torch.randn(tokens, held.gate_up.columns, device=where, dtype=dtype)
     ids = torch.arange(tokens * TOP_K, device=where, dtype=torch.int32) % EXPERTS
     chosen, logits = Chosen(ids.view(tokens, TOP_K), x.new_empty(tokens, TOP_K)), None
-    if tokens <= configs.DECODE_TOKENS:
+    if not way.sorted:
         logits = torch.randn(tokens, EXPERTS, device=where, dtype=dtype)
     y = launch.experts(x, chosen, held, way, device.mode(where, dtype), logits)
     return x, chosen.ids, y
