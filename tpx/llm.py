@@ -129,8 +129,7 @@ class LLM:
             self.groups["world"], self.prepared, str(self.device), load, self.kernels.chosen.choices
         )
         where = self.groups, self.device, self.kernels.modules, rank_plan.dispatch.decode
-        engine = start_engine(self.model, self._cache, wanted, *where)
-        self.session = Session(engine, self.groups)
+        self.session = Session(start_engine(self.model, self._cache, wanted, *where), self.groups)
         self._borrower: object = None
 
     def generate(self, prompts: Sequence[Prompt], params: Params = None) -> list[Completion]:
