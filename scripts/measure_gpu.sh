@@ -8,7 +8,7 @@
 # installed, or runs from the source tree; a checkpoint of gpt-oss-20b's shapes is written to /tmp.
 #
 # ranks: a rank on each GPU, where there are 2 or 4; all else runs on one. First what is right (tests,
-# the same greedy tokens by several plans), then what is fast; about 7 minutes on two H200.
+# the same greedy tokens by several plans), then what is fast.
 set -u
 cd "$(dirname "$0")/.."
 out=${1:?a folder for what is measured} && shift
