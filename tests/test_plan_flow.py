@@ -23,6 +23,7 @@ from tpx.plan.flow import HINT, check_flow
 from tpx.plan.held import Sent, hold
 from tpx.plan.load import load_plan, parse_plan
 from tpx.plan.proofs import check_tied, check_uniform, prove
+from tpx.plan.values import Bias, Value, adds_nothing
 
 MADE = make_config(num_local_experts=4, num_hidden_layers=2)
 FAMILY = family_of(MADE)
@@ -279,3 +280,18 @@ def test_all_proofs_of_120b_take_little_time(tmp_path, mesh, seconds):
     begin = time.process_time()
     assert prove(plan, spec, layout, index, plan.mesh.world, FAMILY)
     assert time.process_time() - begin < seconds
+
+
+@pytest.mark.parametrize(
+    ("zeros", "changes"),
+    [
+        (True, {}),
+        (False, {"boxes": (((0, 1), (32, 32)), ((0, 1), (31, 32)))}),
+        (False, {"biases": (Bias("down_proj_bias", (("E", (0, 1)),), True),)}),
+        (True, {"biases": (Bias("down_proj_bias", (("E", (0, 1)),), False),)}),
+        (False, {"over": (), "boxes": ()}),
+    ],
+)
+def test_a_sum_over_no_units_that_adds_no_bias_is_zeros(zeros, changes):
+    value = Value((), ((0, 0, 1),), over=("E", "I"), boxes=(((0, 1), (32, 32)),))
+    assert adds_nothing(value._replace(**changes)) == zeros

@@ -9,7 +9,7 @@ from typing import NoReturn
 from ..families.flow import Step
 from ..families.steps import Collective
 from ..mesh import Mesh
-from .values import Sizes, Value, joined, missing, missing_bias
+from .values import Sizes, Value, adds_nothing, joined, missing, missing_bias
 
 Fault = Callable[[str, str, Iterable[str]], NoReturn]
 
@@ -40,16 +40,21 @@ def meet(meeting: Meeting, step: Step, collective: Collective, values: list[Valu
     out = list(values)
     for group in meeting.groups(collective.group):
         there = [values[rank] for rank in group]
-        for value in there[1:]:
-            alike = (value.over, value.dims if collective.op != "all_gather" else ())
-            first = (there[0].over, there[0].dims if collective.op != "all_gather" else ())
-            if alike != first:
+        first = adding(there)[0]
+        for value in there:
+            over = value.over == first.over or adds_nothing(value)
+            if not over or (value.dims != first.dims and collective.op != "all_gather"):
                 text = f"`{collective.name}` adds or moves values that are cut unlike"
                 meeting.fault("P311", text, value.source)
         found = _group(meeting, step, collective, there)
         for rank, value in zip(group, found, strict=True):
             out[rank] = value
     return out
+
+
+def adding(there: list[Value]) -> list[Value]:
+    """Those that are more than zeros, which may be whole where the zeros are parts."""
+    return [value for value in there if not adds_nothing(value)] or there
 
 
 def _group(meeting: Meeting, step: Step, of: Collective, there: list[Value]) -> list[Value]:
@@ -79,12 +84,15 @@ def _group(meeting: Meeting, step: Step, of: Collective, there: list[Value]) -> 
 
 def _sum(meeting: Meeting, of: Collective, there: list[Value]) -> Value:
     """Their sum, which is no partial one any more if it is whole."""
-    first = there[0]
+    first, *others = adding(there)
     if not first.over:
-        text = (
-            f"`{of.name}` adds a value over {of.group} that is whole on each of {len(there)} ranks"
-        )
-        meeting.fault("P309", text, first.source)
+        if others or len(there) == 1:
+            text = (
+                f"`{of.name}` adds a value over {of.group} that is whole on each of "
+                f"{1 + len(others)} ranks"
+            )
+            meeting.fault("P309", text, first.source)
+        return first
     found = first._replace(
         boxes=tuple(chain.from_iterable(value.boxes for value in there)),
         biases=tuple(chain.from_iterable(value.biases for value in there)),

@@ -44,6 +44,12 @@ class Value(NamedTuple):
 Sizes = Mapping[str, Logical]
 
 
+def adds_nothing(value: Value) -> bool:
+    """Whether it is a sum over no units and without a bias: zeros, whatever they are added to."""
+    added = any(bias.added for bias in value.biases)
+    return bool(value.over) and not added and all(_empty(box) for box in value.boxes)
+
+
 def missing(value: Value, dims: Sizes) -> str | None:
     """What the sum is, if not each unit once: None, or a phrase."""
     if not value.over:
