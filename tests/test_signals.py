@@ -29,6 +29,7 @@ RAISES_ONCE = """
         if attempt == "0":
             raise ValueError("only the first time")
     dist.all_reduce(torch.ones(1))
+    dist.destroy_process_group()  # else torch may abort at exit
 """
 HANGS_ONCE = """
     import os, time, torch, torch.distributed as dist
