@@ -26,10 +26,10 @@ import torch
 from bench_moe import EXPERTS, HIDDEN, TOP_K
 from tpx_moe import configs, device, launch, routing
 from tpx_moe.configs import Tile, Way
+from tpx_moe.selftest import FAR
 
 TOKENS = (1, 2, 4, 8, 16, 64, 256, 1024, 4096)
 FEW = 8  # tokens that are not sorted
-FAR = 2e-2  # from the numbers of the table in use, relative
 LAST = 1e6  # pairs an expert of the last entry
 
 

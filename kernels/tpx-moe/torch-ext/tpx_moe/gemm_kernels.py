@@ -53,6 +53,7 @@ def expert_gemm(
         slot, place, count, pair = block_of(order, starts, experts, BT, EXPERTS)
         source = pair // TOP_K if GATED else place
         target = place if GATED else pair
+        here = tl.arange(0, BT) < count
     else:
         if CHOOSE and ALONE:
             slot, count, target = one_token(logits, slots, BT, TOP_K, CHOOSE, EXPERTS, HAS_SLOTS)
@@ -72,44 +73,37 @@ def expert_gemm(
         _wait(LATE)
     if count == 0:
         return
-    if not SORTED:
-        _tile(
-            x, codes, scales, bias, out, slot, tile, part, here, source, target, rows, x_stride,
-            out_stride, split_stride, alpha, limit, COLUMNS, BN, BT, GRANULES, SPLIT, PARTED, GATED,
-            HAS_BIAS, EXACT, ASM, DEPENDENT and LATE,
-        )  # fmt: skip
-    else:
-        _halved(
-            x, codes, scales, bias, out, slot, tile, part, count, source, target, rows, x_stride,
-            out_stride, split_stride, alpha, limit, COLUMNS, BN, BT, GRANULES, SPLIT, PARTED,
-            HALVINGS, GATED, HAS_BIAS, EXACT, ASM, DEPENDENT and LATE,
-        )  # fmt: skip
+    _halved(
+        x, codes, scales, bias, out, slot, tile, part, count, here, source, target, rows, x_stride,
+        out_stride, split_stride, alpha, limit, COLUMNS, BN, BT, GRANULES, SPLIT, PARTED, HALVINGS,
+        GATED, HAS_BIAS, EXACT, ASM, DEPENDENT and LATE,
+    )  # fmt: skip
 
 
 @triton.jit
 def _halved(
-    x, codes, scales, bias, out, slot, tile, part, count, source, target, rows,
+    x, codes, scales, bias, out, slot, tile, part, count, here, source, target, rows,
     x_stride, out_stride, split_stride, alpha, limit,
     COLUMNS: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, GRANULES: tl.constexpr,
     SPLIT: tl.constexpr, PARTED: tl.constexpr, HALVINGS: tl.constexpr, GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr, EXACT: tl.constexpr, ASM: tl.constexpr, THEN_NEXT: tl.constexpr,
 ):  # fmt: skip
-    """The tile of the first `count` places: its half if that is enough, and so on, HALVINGS
+    """The tile, or where its first half has all `count` places that one, and so on, HALVINGS
     times."""
     if HALVINGS > 0 and count <= BT // 2:
         half: tl.constexpr = BT // 2
         fewer: tl.constexpr = HALVINGS - 1
         _halved(
-            x, codes, scales, bias, out, slot, tile, part, count, _first(source, BT, half),
-            _first(target, BT, half), rows, x_stride, out_stride, split_stride, alpha, limit,
-            COLUMNS, BN, half, GRANULES, SPLIT, PARTED, fewer, GATED, HAS_BIAS, EXACT, ASM,
-            THEN_NEXT,
+            x, codes, scales, bias, out, slot, tile, part, count, tl.arange(0, half) < count,
+            _first(source, BT, half), _first(target, BT, half), rows, x_stride, out_stride,
+            split_stride, alpha, limit, COLUMNS, BN, half, GRANULES, SPLIT, PARTED, fewer, GATED,
+            HAS_BIAS, EXACT, ASM, THEN_NEXT,
         )  # fmt: skip
     else:
         _tile(
-            x, codes, scales, bias, out, slot, tile, part, tl.arange(0, BT) < count, source, target,
-            rows, x_stride, out_stride, split_stride, alpha, limit, COLUMNS, BN, BT, GRANULES,
-            SPLIT, PARTED, GATED, HAS_BIAS, EXACT, ASM, THEN_NEXT,
+            x, codes, scales, bias, out, slot, tile, part, here, source, target, rows, x_stride,
+            out_stride, split_stride, alpha, limit, COLUMNS, BN, BT, GRANULES, SPLIT, PARTED, GATED,
+            HAS_BIAS, EXACT, ASM, THEN_NEXT,
         )  # fmt: skip
 
 
