@@ -1,7 +1,7 @@
 """Finds the tiles of a device's table: times a layer with each tile of a list, writes the best.
 
     PYTHONPATH=kernels/tpx-moe/torch-ext python kernels/tpx-moe/benchmarks/tune_moe.py --out FILE \
-        [--tokens 1 2 4 8 16 ...] [--few 8]
+        [--tokens 1 2 4 8 16 ...] [--few 16]
 
 For each number of tokens it begins with the table in use, and tries the tiles of gate_up, then
 those of down with the best of gate_up. Kernels are compiled first, in as many processes as there
@@ -29,7 +29,7 @@ from tpx_moe.configs import Tile, Way
 from tpx_moe.selftest import FAR
 
 TOKENS = (1, 2, 4, 8, 16, 64, 256, 1024, 4096)
-FEW = 8  # tokens that are not sorted
+FEW = 16  # tokens that are not sorted
 LAST = 1e6  # pairs an expert of the last entry
 
 
@@ -37,10 +37,10 @@ def tiles(tokens: int, few: int, gated: bool) -> Iterator[Tile]:
     """To be tried for so many tokens, of gate_up or of down."""
     if tokens <= few:
         wide = 8 if tokens <= 8 else 16
-        steps = (2, 4), (3, 2), (4, 2), (6, 2), (3, 4), (4, 4)
+        steps = (2, 4), (3, 2), (4, 2), (5, 2), (6, 2), (3, 4), (4, 4)
         splits, ahead = ((1,), (0,)) if gated else ((1, 2), (0, 4, 8))
         for (rows, warps), (stages, granules), split, late, early in itertools.product(
-            ((32, 2), (64, 2), (64, 4)), steps, splits, (False, True), ahead
+            ((16, 1), (32, 2), (64, 2), (64, 4)), steps, splits, (False, True), ahead
         ):
             yield Tile(rows, wide, warps, stages, granules, split, False, 0, late, early)
         return

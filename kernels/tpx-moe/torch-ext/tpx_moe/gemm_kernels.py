@@ -206,11 +206,11 @@ def _multiply(
             granule = first + step * GRANULES + g
             if g % 2 == 0:
                 word = tl.load(scale_rows + tl.minimum(granule // 2, WORDS - 1) * 64)
-            s = word >> granule % 2 * 16 if GRANULES == 1 else word >> g % 2 * 16
+            s = word >> granule % 2 * 16 if GRANULES == 1 else word
             if EXACT:  # a NaN times the zeros of x beyond the end would stay
-                s = tl.where(granule < last, s, 0x7F7F)
+                s = tl.where(granule < last, s, 0x7F7F7F7F)
             code = tl.load(code_rows[:, None] + tl.minimum(granule, ALL - 1) * 1024 + c16)
-            w0, w1, w2, w3 = unpack(code, s, BN, dtype, EXACT, ASM)
+            w0, w1, w2, w3 = unpack(code, s, g % 2, BN, dtype, EXACT, ASM)
             column = granule * 64
             if PARTED:
                 x0 = _load(x_rows, column + c16, here, granule < last, COLUMNS)

@@ -31,27 +31,29 @@ fma.rn.bf16x2 $3, $3, $6, d;
 @triton.jit
 def unpack(
     codes, scales,
-    ROWS: tl.constexpr, DTYPE: tl.constexpr, EXACT: tl.constexpr, ASM: tl.constexpr,
+    HIGH: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr, EXACT: tl.constexpr,
+    ASM: tl.constexpr,
 ):  # fmt: skip
     """Four [ROWS, 16] parts of a granule (columns 16 * j + c) from codes [ROWS, 16] int16 and the
-    granule's two scale bytes in the low half of scales [ROWS] int32. Exact in bfloat16 and
+    granule's two scale bytes in the high or low half of scales [ROWS] int32. Exact in bfloat16 and
     float32."""
+    half: tl.constexpr = 16 if HIGH else 0
     if ASM:
         if EXACT:
             fold = tl.full([ROWS, 16], 0x7E80, tl.int16)  # 2**126
             v0, v1, v2, v3 = _assembly(codes, fold, fold)
-            s0 = _exact_scale(scales & 0xFF, ROWS)
-            s1 = _exact_scale(scales >> 8 & 0xFF, ROWS)
+            s0 = _exact_scale(scales >> half & 0xFF, ROWS)
+            s1 = _exact_scale(scales >> half + 8 & 0xFF, ROWS)
             return v0 * s0, v1 * s0, v2 * s1, v3 * s1
-        else:
-            s0 = ((scales & 0xFF) << 7).to(tl.int16)[:, None]
-            s1 = (scales >> 1 & 0x7F80).to(tl.int16)[:, None]
+        else:  # both halves at once: the compiler keeps them for the other half's granule
+            s0 = ((scales << 7 & 0x7F807F80) >> half).to(tl.int16)[:, None]
+            s1 = ((scales >> 1 & 0x7F807F80) >> half).to(tl.int16)[:, None]
             s0 = tl.broadcast_to(s0, [ROWS, 16])
             s1 = tl.broadcast_to(s1, [ROWS, 16])
             return _assembly(codes, s0, s1)
     else:
-        s0 = _wide_scale(scales & 0xFF, EXACT)
-        s1 = _wide_scale(scales >> 8 & 0xFF, EXACT)
+        s0 = _wide_scale(scales >> half & 0xFF, EXACT)
+        s1 = _wide_scale(scales >> half + 8 & 0xFF, EXACT)
         words = codes.to(tl.int32)
         v0 = _value(words >> 15, words >> 6 & 7) * s0
         v1 = _value(words >> 12, words >> 3 & 7) * s0
