@@ -27,11 +27,12 @@ from tpx.kernels.operations import OPERATIONS
 from tpx.mesh import Mesh
 from tpx.models import ahead
 from tpx.models.load import load_model
-from tpx.models.proof import Shapes, compile_trials, prove
+from tpx.models.proof import ExpertShapes, Shapes, compile_trials, prove
 from tpx.plan.prepare import prepare
 
 CPU = torch.device("cpu")
-SHAPES = Shapes(((8, 4),), 4, 2, 8, 16, 20, 32, 64, torch.float32)
+EXPERTS = ExpertShapes(32, 64, torch.float32, 2, 8, 4)
+SHAPES = Shapes(((8, 4),), 4, 2, 8, 16, 20, torch.float32, EXPERTS)
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +123,7 @@ def test_what_trials_launch_is_noted_until_their_verdict_is_known(tmp_path):
     assert package.asked[2:] == [(*asked, True)]
     experts = Package(tmp_path / "experts")
     compile_trials(loaded(experts, "experts"), CPU, SHAPES, node)
-    assert experts.asked == [(CPU, 32, 64, torch.float32, False)]
+    assert experts.asked == [(CPU, *EXPERTS, False)]
 
 
 def test_a_foreign_trial_is_not_run_twice(tmp_path):

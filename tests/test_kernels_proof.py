@@ -14,11 +14,12 @@ from tpx.comm import Groups
 from tpx.kernels import Choice, Device, Kernels, read_wanted
 from tpx.kernels.loaded import Loaded
 from tpx.mesh import Mesh
-from tpx.models.proof import Shapes, agreed, prove
+from tpx.models.proof import ExpertShapes, Shapes, agreed, prove
 from tpx.moe.packed import KNOWN, unpacks_safely
 
 CPU = torch.device("cpu")
-SHAPES = Shapes(((8, 4),), 4, 2, 8, 16, 20, 32, 64, torch.float32)
+EXPERTS = ExpertShapes(32, 64, torch.float32, 2, 8, 4)
+SHAPES = Shapes(((8, 4),), 4, 2, 8, 16, 20, torch.float32, EXPERTS)
 NAN = float("nan")
 RIGHT = {"linear_decode 8x4": 1e-3, "decode_attention": 2e-3, "prefill_attention": 0.0}
 
@@ -97,7 +98,7 @@ def try_experts(module: ModuleType, shapes: Shapes = SHAPES) -> bool:
     choice = Choice("experts", "local", "tpx_moe", "1", "/k", "the default")
     kernels = Kernels(read_wanted(True), Device("cuda"), (choice,))
     prove(Loaded(kernels, {"experts": module}), CPU, shapes)
-    key = module, CPU, shapes.hidden, shapes.units, shapes.dtype
+    key = module, CPU, *shapes.experts[:3]
     assert unpacks_safely(*key) is KNOWN[key]
     return KNOWN.pop(key)
 
@@ -106,8 +107,8 @@ def try_experts(module: ModuleType, shapes: Shapes = SHAPES) -> bool:
 def test_what_a_trial_found_is_kept(tmp_path, safe):
     module = package(tmp_path / "package", safe)
     assert [try_experts(module) for _ in range(3)] == [safe] * 3
-    assert module.trials == [(CPU, 32, 64, torch.float32)]
-    try_experts(module, SHAPES._replace(units=96))
+    assert module.trials == [(CPU, *EXPERTS)]
+    try_experts(module, SHAPES._replace(experts=EXPERTS._replace(units=96)))
     (tmp_path / "package" / "tiles.json").write_text("{}")
     try_experts(module)
     assert len(module.trials) == 3  # other sizes, and other files of the package

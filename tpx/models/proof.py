@@ -22,7 +22,7 @@ from ..comm import Group
 from ..kernels.choice import Choice
 from ..kernels.compiling import Failure, Noted
 from ..kernels.loaded import Loaded
-from ..moe.packed import KNOWN, unpacks_safely
+from ..moe.packed import KNOWN
 from ..plan.buffers import PAGE
 from ..plan.types import RankPlan
 from .ahead import compile_launched
@@ -40,9 +40,19 @@ class Trial(NamedTuple):
     asked: tuple[Any, ...]
 
 
+class ExpertShapes(NamedTuple):
+    """hidden, units: of an expert here. top_k of `experts`, of which `held` are here."""
+
+    hidden: int
+    units: int
+    dtype: torch.dtype
+    top_k: int
+    experts: int
+    held: int
+
+
 class Shapes(NamedTuple):
-    """What one rank runs. linears: (outputs, inputs) of its dense layers. hidden, units: of an
-    expert here."""
+    """What one rank runs. linears: (outputs, inputs) of its dense layers."""
 
     linears: tuple[tuple[int, int], ...]
     heads: int
@@ -50,9 +60,8 @@ class Shapes(NamedTuple):
     head_dim: int
     page: int
     window: int
-    hidden: int
-    units: int
     dtype: torch.dtype
+    experts: ExpertShapes
 
 
 def shapes(rank_plan: RankPlan, dtype: torch.dtype) -> Shapes:
@@ -62,8 +71,9 @@ def shapes(rank_plan: RankPlan, dtype: torch.dtype) -> Shapes:
     width, hidden = spec.head_dim, spec.hidden_size
     head = cuts["V" if spec.tie_word_embeddings else "V_head"].size
     linears = ((heads + 2 * kv_heads) * width, hidden), (hidden, heads * width), (head, hidden)
-    sizes = heads, kv_heads, width, PAGE, spec.sliding_window, hidden, cuts["I"].size
-    return Shapes(linears, *sizes, dtype)
+    routing = spec.num_experts_per_tok, spec.num_local_experts, cuts["E"].size
+    experts = ExpertShapes(hidden, cuts["I"].size, dtype, *routing)
+    return Shapes(linears, heads, kv_heads, width, PAGE, spec.sliding_window, dtype, experts)
 
 
 def compile_trials(
@@ -86,21 +96,16 @@ def compile_trials(
 
 def trials(loaded: Loaded, shapes: Shapes) -> list[Trial]:
     modules = loaded.modules
-    tested = {modules[o]: asked_of(shapes) for o in TESTED if hasattr(modules.get(o), "self_test")}
+    tested = {modules[o]: shapes[:-1] for o in TESTED if hasattr(modules.get(o), "self_test")}
     found = [Trial(*one) for one in tested.items()]
     if "experts" in modules:
-        found.append(Trial(modules["experts"], (shapes.hidden, shapes.units, shapes.dtype)))
+        found.append(Trial(modules["experts"], shapes.experts))
     return found
 
 
 def can_only_launch(module: ModuleType) -> bool:
     """Kernels of other publishers may have a self_test that always looks at what came out."""
     return "judge" in inspect.signature(module.self_test).parameters
-
-
-def asked_of(shapes: Shapes) -> tuple[Any, ...]:
-    linears, *sizes, _, _, dtype = shapes
-    return (linears, *sizes, dtype)
 
 
 def prove(loaded: Loaded, device: torch.device, shapes: Shapes) -> Loaded:
@@ -117,7 +122,7 @@ def prove(loaded: Loaded, device: torch.device, shapes: Shapes) -> Loaded:
                 choice = refuse(choice, worst, module.BOUND)
         chosen.append(choice)
     if "experts" in modules:
-        try_unpacking(modules["experts"], device, shapes)
+        try_unpacking(modules["experts"], device, shapes.experts)
     return Loaded(replace(loaded.chosen, choices=tuple(chosen)), modules)
 
 
@@ -141,7 +146,7 @@ def agreed(loaded: Loaded, world: Group) -> Loaded:
 
 def errors(module: ModuleType, device: torch.device, shapes: Shapes) -> dict[str, float]:
     """The largest error of each operation; infinity where one is not a number."""
-    asked = asked_of(shapes)
+    asked = shapes[:-1]
     told = verdict(module, device, asked, lambda: module.self_test(device, *asked))
     worst = dict[str, float]()
     for name, error in told.items():
@@ -151,11 +156,10 @@ def errors(module: ModuleType, device: torch.device, shapes: Shapes) -> dict[str
     return worst
 
 
-def try_unpacking(module: ModuleType, device: torch.device, shapes: Shapes) -> None:
+def try_unpacking(module: ModuleType, device: torch.device, asked: ExpertShapes) -> None:
     """So that packing the experts need not try."""
-    asked = shapes.hidden, shapes.units, shapes.dtype
-    trial = device, *asked
-    KNOWN[module, *trial] = verdict(module, device, asked, lambda: unpacks_safely(module, *trial))
+    safe = verdict(module, device, asked, lambda: module.self_test(device, *asked).safe)
+    KNOWN[module, device, asked.hidden, asked.units, asked.dtype] = safe
 
 
 def refuse(choice: Choice, error: float, bound: float) -> Choice:

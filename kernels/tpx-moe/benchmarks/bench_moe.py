@@ -147,7 +147,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    trial = self_test(torch.device("cuda"), HIDDEN, UNITS)
+    shape = HIDDEN, UNITS, torch.bfloat16, TOP_K, EXPERTS, EXPERTS
+    trial = self_test(torch.device("cuda"), *shape)
     rate = read_rate()
     print(f"{torch.cuda.get_device_name()}, reads at {rate / 1e6:.2f} TB/s, safe: {trial.safe}")
     layers = [random_layer() for _ in range(LAYERS)]

@@ -165,5 +165,6 @@ def test_a_graph_holds_a_layer_and_follows_its_inputs(wide, tokens):
 
 
 def test_the_self_test_finds_the_fast_way_right():
-    for units in (2880, 736):
-        assert not self_test(torch.device("cuda"), 2880, units).safe
+    for units, *routing in ((2880, 4, 32, 32), (736, 4, 32, 8), (2880, 4, 128, 3)):
+        asked = torch.device("cuda"), 2880, units, torch.bfloat16, *routing
+        assert not self_test(*asked).safe

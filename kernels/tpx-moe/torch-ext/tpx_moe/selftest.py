@@ -23,7 +23,7 @@ if device.has_triton():
     from .routing import Chosen
 
 log = logging.getLogger(__name__)
-EXPERTS, TOP_K = 4, 2
+LEAST = 4  # experts that it makes, or the top_k of a model with more
 FAR = 2e-2  # from the reference, relative: more than rounding to bfloat16 twice explains
 SCALES = (120 + FOLD, 128 + FOLD)  # numbers of a usual size
 
@@ -43,65 +43,98 @@ def self_test(
     hidden: int,
     units: int,
     dtype: torch.dtype = torch.bfloat16,
+    top_k: int = 2,
+    experts: int = LEAST,
+    held: int = LEAST,
     judge: bool = True,
 ) -> Trial:
     """Compares the fast unpacking with the reference, in every tile of the device's table, on a few
-    random experts of `hidden` columns and `units` intermediate units. Where it is far from it, or
-    does not compile, it logs that and asks for the safe one. Waits for the device.
+    random experts of `hidden` columns and `units` intermediate units, as kernels compile where the
+    router chooses top_k of `experts`, of which `held` are here. Where it is far from it, or does
+    not compile, it logs that and asks for the safe one. Waits for the device.
 
     judge: False only launches, and packs, and says nothing of what came out, for one who wants to
     know what is launched at load.
     """
     runs = device.available(where, dtype)
-    if not runs or not device.mode(where, dtype).asm or not units:
+    if not runs or not device.mode(where, dtype).asm or not units or not held:
         return Trial(hidden, units, not runs, ())
     table = configs.table(device.names(where), hidden)
-    held = _random_experts(where, hidden, units, dtype)
+    made = min(held, max(LEAST, top_k))
+    some = Some(_random_experts(where, hidden, units, dtype, made), top_k, experts, held)
     cases = [(int(way.upto), way) for way in table.decode]
     cases += [(max(table.few + 1, 2 * way.gate_up.tokens), way) for way in table.sorted]
     if not judge:
-        _launch_all(cases, held, dtype)
+        _launch_all(cases, some, dtype)
         return Trial(hidden, units, False, ())
     with ThreadPoolExecutor(initializer=_use, initargs=(where,)) as pool:
-        right = [*pool.map(lambda case: _is_right(*case, held, dtype), cases)]
+        right = [*pool.map(lambda case: _is_right(*case, some, dtype), cases)]
     failed = tuple(way for (_, way), good in zip(cases, right) if not good)  # noqa: B905
     for way in failed:
         log.warning("MXFP4 experts are unpacked the slow way: the fast one is wrong in %s", way)
     return Trial(hidden, units, bool(failed), failed)
 
 
-def _launch_all(cases: list[tuple[int, Way]], held: launch.Held, dtype: torch.dtype) -> None:
+class Some(NamedTuple):
+    """The first experts of a model, which stand for all that are held here: of these no others are
+    chosen."""
+
+    made: launch.Held
+    top_k: int
+    experts: int
+    held: int
+
+    def all(self) -> launch.Held:
+        """With as many as the model's. Their memory is the first one's: kernels go by its address
+        alone, and read those that are chosen."""
+        gate_up, down = (
+            Packed(*(part[:1].expand(self.held, -1) for part in one[:2]), *one[2:])
+            for one in self.made[:2]
+        )
+        return self.made._replace(gate_up=gate_up, down=down, slots=self.slots())
+
+    def slots(self) -> Tensor | None:
+        if self.held == self.experts:
+            return None
+        codes = self.made.gate_up.codes
+        slot = torch.arange(self.experts, dtype=torch.int32, device=codes.device)
+        return slot.masked_fill(slot >= len(codes), -1)
+
+
+def _launch_all(cases: list[tuple[int, Way]], some: Some, dtype: torch.dtype) -> None:
     for tokens, way in cases:
-        _launch(tokens, way, held, dtype)
-    for matrix in (held.gate_up, held.down):
+        _launch(tokens, way, some, dtype)
+    for matrix in (some.made.gate_up, some.made.down):
         shape = 1, matrix.rows, matrix.columns // BLOCK
         blocks = matrix.codes.new_zeros(*shape, BLOCK // 2)
         pack(blocks, matrix.scales.new_zeros(shape), matrix.pairs)
 
 
-def _launch(
-    tokens: int, way: Way, held: launch.Held, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+def _launch(tokens: int, way: Way, some: Some, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """x, its experts' ids, and what they give: parts to be added."""
-    where = held.gate_up.codes.device
-    x = torch.randn(tokens, held.gate_up.columns, device=where, dtype=dtype)
-    ids = torch.arange(tokens * TOP_K, device=where, dtype=torch.int32) % EXPERTS
-    chosen, logits = Chosen(ids.view(tokens, TOP_K), x.new_empty(tokens, TOP_K)), None
+    where, made = some.made.gate_up.codes.device, len(some.made.gate_up.codes)
+    x = torch.randn(tokens, some.made.gate_up.columns, device=where, dtype=dtype)
+    ids = torch.arange(tokens * some.top_k, device=where, dtype=torch.int32) % made
+    chosen = Chosen(ids.view(tokens, some.top_k), x.new_empty(tokens, some.top_k))
+    logits = None
     if not way.sorted:
-        logits = torch.randn(tokens, EXPERTS, device=where, dtype=dtype)
-    y = launch.experts(x, chosen, held, way, device.mode(where, dtype), logits)
+        logits = torch.randn(tokens, some.experts, device=where, dtype=dtype)
+        logits[:, made:] -= 1000
+    y = launch.experts(x, chosen, some.all(), way, device.mode(where, dtype), logits)
     return x, chosen.ids, y
 
 
-def _is_right(tokens: int, way: Way, held: launch.Held, dtype: torch.dtype) -> bool:
+def _is_right(tokens: int, way: Way, some: Some, dtype: torch.dtype) -> bool:
     try:
-        x, ids, fast = _launch(tokens, way, held, dtype)
+        x, ids, fast = _launch(tokens, way, some, dtype)
     except Exception:  # of the compiler: any kind
         log.exception("the fast unpacking of MXFP4 experts does not compile")
         return False
-    wide = (held.gate_up_bias.float(), held.down_bias.float(), *held[4:])
-    right = reference.experts(x.float(), ids, held.gate_up, held.down, *wide)[0]
-    far = (fast.float().sum(0) - right).norm() / right.norm()
+    gate_up, down, *biases, _, alpha, limit = some.made
+    wide = (bias.float() for bias in biases)
+    right = reference.experts(x.float(), ids, gate_up, down, *wide, some.slots(), alpha, limit)[0]
+    here = ids.flatten() < len(gate_up.codes)  # all, unless fewer than top_k are held
+    far = (fast.float().sum(0) - right)[here].norm() / right.norm()
     return bool(far < FAR)
 
 
@@ -112,23 +145,23 @@ def _use(where: torch.device) -> None:
 
 
 def _random_experts(
-    where: torch.device, hidden: int, units: int, dtype: torch.dtype
+    where: torch.device, hidden: int, units: int, dtype: torch.dtype, count: int
 ) -> launch.Held:
     def packed(rows: int, columns: int, pairs: bool) -> Packed:
         codes, scales = packed_nbytes(rows, columns)
         return Packed(
-            _bytes(0, 256, codes, where),
-            _bytes(*SCALES, scales, where),
+            _bytes(0, 256, (count, codes), where),
+            _bytes(*SCALES, (count, scales), where),
             rows,
             columns,
             pairs,
             False,
         )
 
-    biases = (torch.randn(EXPERTS, n, device=where, dtype=dtype) for n in (2 * units, hidden))
+    biases = (torch.randn(count, n, device=where, dtype=dtype) for n in (2 * units, hidden))
     up, down = packed(2 * units, hidden, True), packed(hidden, units, False)
     return launch.Held(up, down, *biases, None, 1.702, 7.0)
 
 
-def _bytes(low: int, high: int, size: int, where: torch.device) -> Tensor:
-    return torch.randint(low, high, (EXPERTS, size), dtype=torch.uint8, device=where)
+def _bytes(low: int, high: int, shape: tuple[int, int], where: torch.device) -> Tensor:
+    return torch.randint(low, high, shape, dtype=torch.uint8, device=where)
