@@ -35,9 +35,13 @@ WORDS |= {"starts": "i32", "blocks": "u8", "packed": "u8"}
 def compiled(
     kernel: Any, capability: int, dtype: str, warps: int, stages: int, **fixed: Any
 ) -> Any:
+    parts = fixed.get("GATED") is False and not fixed["SORTED"]  # of down, in decode
+
     def kind(name: str) -> str:
         if name in fixed:
             return "constexpr"
+        if name == "out" and parts:
+            return "*fp32"
         if name in FLOATS:
             return "fp32"
         return "i32" if name in INTEGERS else f"*{WORDS.get(name, dtype)}"
