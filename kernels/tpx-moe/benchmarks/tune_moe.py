@@ -95,9 +95,8 @@ class Bench:
             y = launch.experts(h, chosen, held, way, self.mode)
         else:
             y, chosen = launch.route_experts(x, router, held, way, self.mode)
-        return launch.reduce(
-            y, chosen, None, x, router.norm, router.eps, self.mode.dependent
-        )[0]  # fmt: skip
+        dependent = self.mode.dependent
+        return launch.reduce(y, chosen, None, x, router.norm, router.eps, dependent)[0]
 
     def is_right(self, way: Way) -> bool:
         """Whether it runs, and its numbers are near those of the first way."""
